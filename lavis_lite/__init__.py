@@ -6,9 +6,33 @@ registry is `lavis_lite.registry.registry`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import sys
 
-from lavis_lite import moved
+
+def interrupted(*_: object) -> None:
+    """Ctrl-C while a command's modules are imported: nothing is to be cleaned up yet, so the process ends at once."""
+    os._exit(130)
+
+
+def _is_command() -> bool:
+    """Whether the process was started as a command of the package, not as a program or worker that imports it."""
+    started, home = (sys.argv or [""])[0], os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    files = [os.path.join(home, name) for name in ("train.py", "evaluate.py")]
+    return started in sys.orig_argv and (  # the processes that a command starts have its argv[0] only
+        (started == "-m" and "lavis_lite" in sys.orig_argv)
+        or os.path.basename(started) == "lavis-lite" or os.path.abspath(started) in files)
+
+
+if _is_command():  # before any other import; `process.exits.interrupts_raise` takes it back
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not for a command that ignores Ctrl-C
+        signal.signal(signal.SIGINT, interrupted)
+
+from typing import TYPE_CHECKING  # noqa: E402
+
+from lavis_lite import moved  # noqa: E402
 
 if TYPE_CHECKING:  # what __getattr__ resolves, for type checkers and editors
     from lavis_lite.datasets.base import BaseDataset

@@ -11,6 +11,7 @@ from lavis_lite.models.base import BaseModel
 from lavis_lite.models.language import GenerationConfig, LanguageModel, build_language_model
 from lavis_lite.models.language.build import load_pretrained
 from lavis_lite.models.outputs import ModelOutput
+from lavis_lite.models.provenance import WeightSource
 from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.registry import registry
 
@@ -40,7 +41,7 @@ class LinearProjector(BaseModel):
     def from_config(cls, cfg: Any) -> "LinearProjector":
         folder = str(packaged(cfg.llm) or cfg.llm)
         language_model = build_language_model(folder)
-        load_pretrained(language_model, folder)
+        load_pretrained(language_model, folder, WeightSource("", "language model", cfg.llm, folder))
         return cls(VisionEncoder(cfg.vit_model, cfg.image_size, frozen=True), language_model)
 
     def soft_prompt(self, samples: dict[str, Any]) -> Tensor:

@@ -58,7 +58,8 @@ def source_of(name: str) -> Source:
     Raises:
         ConfigError, RegistryError, CheckpointError: there is no such arch, type or run.
     """
-    named, _, checkpoint = name.strip().partition("@")
+    whole = Path(name.strip()).expanduser().is_dir()  # "@" may be part of a folder's name
+    named, _, checkpoint = (name.strip(), "", "") if whole else name.strip().partition("@")
     if Path(named).expanduser().is_dir():
         from lavis_lite.runs import find_checkpoint, model_sections  # a model of the zoo needs no runs
 

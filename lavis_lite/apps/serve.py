@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -175,7 +176,7 @@ def app_of(service: Service) -> Any:
     Raises:
         MissingExtraError: FastAPI is not installed.
     """
-    fastapi = _fastapi()
+    fastapi = fastapi_package()
     from fastapi.responses import JSONResponse, StreamingResponse
 
     app = fastapi.FastAPI(title="lavis_lite", docs_url=None, redoc_url=None, openapi_url=None)
@@ -228,7 +229,12 @@ async def read_body(stream: AsyncIterator[bytes], most: int) -> bytes:
     return b"".join(parts)
 
 
-def _fastapi() -> Any:
+def fastapi_package() -> Any:
+    """The package fastapi.
+
+    Raises:
+        MissingExtraError: it or uvicorn is not installed.
+    """
     try:
         import fastapi
         import uvicorn  # noqa: F401  # needed with it
@@ -238,18 +244,28 @@ def _fastapi() -> Any:
     return fastapi
 
 
-def run(app: Any, host: str, port: int, close: Callable[[], None]) -> None:
-    """Serve until the program is stopped.
+def bound(host: str, port: int) -> socket.socket:
+    """A socket with the address, before any model is loaded; clients can connect after `run`.
 
     Raises:
         ConfigError: the address cannot be had.
     """
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise ConfigError(f"--port: {host}:{port} is in use or not of this machine; choose another one "
+                          f"({error.strerror or error}).") from error
+    return found
+
+
+def run(app: Any, address: socket.socket, close: Callable[[], None]) -> None:
+    """Serve at an address until the program is stopped."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, host, port, log_level="warning", lifespan="off"))
     try:
-        server.run()
-    except SystemExit as error:
-        raise ConfigError(f"--port: {host}:{port} is in use or not of this machine; choose another one.") from error
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run([address])
     finally:
         close()

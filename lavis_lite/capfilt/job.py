@@ -218,9 +218,9 @@ def _pack(job: Job, parts: int, log: Log) -> ShardIndex:
 
 
 def _count(path: Path) -> int:
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         yield number, json.loads(line)

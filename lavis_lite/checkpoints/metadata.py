@@ -124,7 +124,12 @@ def metadata_from_yaml(path: Path) -> CheckpointMetadata | None:
 
 def metadata_from_hf_config(path: Path) -> CheckpointMetadata | None:
     """The config.json of a folder in transformers' format."""
-    return CheckpointMetadata(section_of(_hf_config(path), path)) if (path / "config.json").is_file() else None
+    if not (path / "config.json").is_file():
+        return None
+    try:
+        return CheckpointMetadata(section_of(_hf_config(path), path))
+    except CheckpointError as error:  # of a field: which file it is in
+        raise CheckpointError(f"{path}/{error}" if str(error).startswith("config.json") else str(error)) from error
 
 
 def _hf_config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite.cli.console import command_parser
+from lavis_lite.cli.console import command_parser, seed
 from lavis_lite.cli.generate import QUIET, add_placement, model_source
 from lavis_lite.errors import ConfigError, LavisLiteError, TextTooLongError
 from lavis_lite.models.protocols import ChatModel
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of an answer")
     arguments.add_argument("--temperature", type=float, default=0.0, help="sample; 0 (default): the likeliest tokens")
     arguments.add_argument("--top-p", type=float, help="with --temperature: share of the probability (default: 0.9)")
-    arguments.add_argument("--seed", type=int, default=42, help="of --temperature")
+    arguments.add_argument("--seed", type=seed, default=42, help="of --temperature")
     add_placement(arguments)
     arguments.add_argument("--allow-untrained", action="store_true", help="as `generate` takes it")
     return arguments

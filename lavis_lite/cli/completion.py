@@ -72,8 +72,8 @@ def fish() -> str:
     """One line for each command and for each of its words."""
     from lavis_lite.cli.main import COMMANDS
 
-    lines = [f"complete -c {SCRIPT} -n __fish_use_subcommand -f -a {name} -d '{what}'"
-             for name, what in COMMANDS.items()]
+    lines = [f"complete -c {SCRIPT} -n __fish_use_subcommand -f -a {name} -d '{quoted}'"
+             for name, what in COMMANDS.items() for quoted in [what.replace("'", "\\'")]]
     for name, found in words().items():
         seen = f"complete -c {SCRIPT} -n '__fish_seen_subcommand_from {name}'"
         lines += [f"{seen} -l {word[2:]}" if word.startswith("--") else f"{seen} -a {word}" for word in found]

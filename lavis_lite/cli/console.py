@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from lavis_lite.cli.lavis_recipes import counterpart, without_counterpart
 from lavis_lite.config.recipes import find_recipe, unknown_recipe
-from lavis_lite.errors import ConfigError, ErrorList, nearest
+from lavis_lite.errors import ConfigError, ErrorList, nearest, shown
 from lavis_lite.io.files import why_not_writable
 
 if TYPE_CHECKING:
@@ -128,6 +128,13 @@ def port(text: str) -> int:
     """Type of an argument: a TCP port."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, a number from 0 to 65535")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Type of an argument: a seed of torch's random numbers."""
+    if not text.removeprefix("-").isdecimal() or not -2**63 <= int(text) < 2**64:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number of at most 64 bits")
     return int(text)
 
 

@@ -59,8 +59,11 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--folder: there is no folder {chosen.folder}.")
     from lavis_lite.apps import demo
     from lavis_lite.apps.models import Models
+    from lavis_lite.apps.serve import bound
 
     gradio = demo.gradio()
+    with bound(chosen.host, chosen.port) as address:  # found to be free before a model is loaded
+        port_number = address.getsockname()[1]
     local = chosen.host in LOOPBACK
     models = Models(chosen.model or demo.MINI, loading(chosen), any_name=local)
     handlers = demo.Page(models, any_folder=local, folder=chosen.folder)
@@ -68,20 +71,12 @@ def main(argv: Sequence[str]) -> int:
     handlers.warm_up()
     try:
         _, address, _ = page.launch(
-            server_name=chosen.host, server_port=chosen.port or _free_port(chosen.host), quiet=True, share=False,
+            server_name=chosen.host, server_port=port_number, quiet=True, share=False,
             max_file_size=chosen.max_upload * 2**20, prevent_thread_lock=True, footer_links=[],
             theme=gradio.themes.Base(font=demo.FONTS, font_mono=["monospace"]))
     except OSError as error:
-        raise ConfigError(f"--port: {chosen.host}:{chosen.port} is in use or not of this machine; choose another one "
+        raise ConfigError(f"--port: {chosen.host}:{port_number} is in use or not of this machine; choose another one "
                           f"({error}).") from error
     print(f"the page: {address}\nCtrl+C stops it.", file=sys.stderr, flush=True)
     page.block_thread()
     return 0
-
-
-def _free_port(host: str) -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind((host, 0))
-        return int(free.getsockname()[1])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_lite.cli import attention
-from lavis_lite.cli.console import command_parser
+from lavis_lite.cli.console import command_parser, seed
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.process import exits
 from lavis_lite.registry import registry
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         arguments.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{help_} (default: the arch's own)")
     arguments.add_argument("--penalise-prompt", action="store_true", help="--repetition-penalty also counts the prompt")
     arguments.add_argument("--nucleus", action="store_true", help="sample, instead of beam search")
-    arguments.add_argument("--seed", type=int, default=42, help="of --nucleus; nothing else changes the draws")
+    arguments.add_argument("--seed", type=seed, default=42, help="of --nucleus; nothing else changes the draws")
     arguments.add_argument("--batch-size", type=int, default=8)
     add_placement(arguments)
     arguments.add_argument("--attention", metavar="PNG|FOLDER",

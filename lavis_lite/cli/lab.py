@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> int:
     if chosen.ablation == ["list"]:
         print("\n".join(_listing()))
         return 0
+    for word in ("list", "all"):
+        if word in chosen.ablation and len(chosen.ablation) > 1:
+            raise ConfigError(f"`lab {word}` takes no further names; leave out {word!r} or the others.")
     for name, value in (("--steps", chosen.steps), ("--jobs", chosen.jobs)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}.")

@@ -80,6 +80,8 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     exits.open_closed_streams()
     with masked_output(), rare_full_collections(), exits.stop_signals_raise():
         try:
+            exits.interrupts_raise()
+            exits.need_working_folder()
             with exits.explained():
                 command: Callable[[Sequence[str]], int] = _module(name).main
                 return command([argument for argument in arguments if argument != TRACEBACK])
@@ -127,6 +129,8 @@ def _report(name: str, error: BaseException, with_traceback: bool) -> int:
 def _code_and_message(error: BaseException) -> tuple[int, str]:
     if isinstance(error, LavisLiteError):
         return getattr(error, "exit_code", exits.USER_ERROR), str(error)
+    if isinstance(error, NotImplementedError) and " must define " in str(error):  # raised by the package's base classes
+        return exits.USER_ERROR, f"{error}; its base class says what that is."
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("lavis_lite"):
         return exits.USER_ERROR, (
             f"Python package {error.name!r} is not installed in this environment ({sys.prefix}). Install with "

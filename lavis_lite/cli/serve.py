@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     add_models(arguments, "blip2_t5_instruct")
     arguments.add_argument("--host", default=LOOPBACK[0],
                            help="address to listen on (default: this machine alone); another one needs a token")
-    arguments.add_argument("--port", type=port, default=8000)
+    arguments.add_argument("--port", type=port, default=8000, help="0: any free one")
     arguments.add_argument("--token-file", metavar="FILE",
                            help=f"its first line is the token that requests must bring (default: ${TOKEN})")
     arguments.add_argument("--batch-size", type=int, default=8, help="requests that are answered together")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     """
     chosen = parser().parse_args(list(argv))
     for name in ("batch_size", "max_waiting", "max_new_tokens", "max_pictures", "max_body", "timeout"):
-        if getattr(chosen, name) <= 0:
+        if not getattr(chosen, name) > 0:  # nor nan
             raise ConfigError(f"--{name.replace('_', '-')}: must be above 0, not {getattr(chosen, name)}.")
     token = token_of(chosen)
     from lavis_lite.apps import serve
@@ -54,12 +54,15 @@ def main(argv: Sequence[str]) -> int:
     models = Models(chosen.model or ["blip2_t5_instruct"], loading(chosen))
     for name in set(models.names) - set(models.able(ChatModel)):
         raise ConfigError(f"{name}: this model holds no conversations; try vision_language or blip2_t5_instruct.")
+    serve.fastapi_package()
+    address = serve.bound(chosen.host, chosen.port)
     limits = Limits(chosen.max_new_tokens, chosen.max_pictures, body=chosen.max_body * 2**20)
     service = serve.Service(models, limits, token, chosen.batch_size, chosen.max_waiting, chosen.timeout)
     app = serve.app_of(service)
-    print(f"serving {', '.join(models.names)} at http://{chosen.host}:{chosen.port}/v1\nCtrl+C stops it.",
+    host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
+    print(f"serving {', '.join(models.names)} at http://{host}:{address.getsockname()[1]}/v1\nCtrl+C stops it.",
           file=sys.stderr, flush=True)
-    serve.run(app, chosen.host, chosen.port, service.close)
+    serve.run(app, address, service.close)
     return 0
 
 

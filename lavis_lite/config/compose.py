@@ -117,6 +117,7 @@ def compose_layers(own: Sequence[Layer], cfg_path: Path) -> Composition:
     composition.named = {key for layer in defaults for key, _ in flatten(layer.content)}
     composition.errors = errors + wrong_names
     _type_run(composition)
+    composition.config.model_is_known = not any(error.startswith("model.") for error in wrong_names)
     composition.config.notes = notes + _replaced() + composition.config.notes
     return composition
 
@@ -193,8 +194,10 @@ def _add_folders(folders: Sequence[str], cfg_path: Path) -> list[str]:
         try:
             registry.register_path("configs", folder)
         except RegistryError:
+            name = Path(folder).name  # a project that was moved: its runs have the former path
+            moved = f" If {name} is it now, add --options configs=[{name}]." if Path(name).is_dir() else ""
             errors.append(f"{cfg_path}: configs: there is no folder {folder}. Relative paths start at the folder of "
-                          "the file.")
+                          f"the file.{moved}")
     return errors
 
 
@@ -300,6 +303,11 @@ def _run_section(checker: Checker, run: dict[str, Any]) -> RunConfig:
                 checker.error(f"run.{key}", str(error))
     run_class = _section_class(registry.task, run.get("task") or RunConfig.task, RunConfig)
     section: RunConfig = checker.section(run_class, run, "run", schema.TASK_KEYS_OF_LAVIS)
+    for key in ("output_dir", "resume_ckpt_path"):  # no shell fills in the ~ of `--options run.output_dir=~/runs`
+        try:
+            setattr(section, key, getattr(section, key) and str(Path(getattr(section, key)).expanduser()))
+        except RuntimeError:
+            checker.error(f"run.{key}", f"{getattr(section, key)}: this system has no such user; write the whole path.")
     for key, why in schema.RUN_KEYS_WITHOUT_EFFECT.items():
         if run.get(key) is not None:
             checker.notes.append(f"{checker.where('run.' + key)}: run.{key} has no effect: {why}.")

@@ -18,6 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lavis_lite.config.sections import settings_of_others
 from lavis_lite.errors import ConfigError, did_you_mean, shown
 
 DEEPEST = 40
@@ -75,7 +76,7 @@ def _text_problem(text: str) -> str:
     if "\0" in text:
         return "has a null character"
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        return "has half of a surrogate pair, which is not a character"
+        return "has half of a surrogate pair, or a byte that is no text in this locale (PYTHONUTF8=1 reads UTF-8)"
     return ""
 
 
@@ -249,8 +250,9 @@ def parse_options(options: Sequence[str]) -> Layer:
         plain(key, OPTIONS, key[:80])
         parts = key.split(".")
         if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] not in LISTS):
-            raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name; instead of {parts[0]!r}, "
-                              f"{did_you_mean(parts[0], SECTIONS[:4])}")
+            hint = ("this is a whole section." if parts[0] in SECTIONS else
+                    f"instead of {parts[0]!r}, {did_you_mean(parts[0], SECTIONS[:4])}")
+            raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name; {hint}")
         inner = content
         for part in parts[:-1]:
             inner = inner.setdefault(part, {})
@@ -298,15 +300,15 @@ def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
     """All layers merged (later wins) and, per dotted key, the name of the layer that set it.
 
     A data set with the section null is removed, so a derived YAML can drop a data set of its base. A layer that names
-    another connector takes none of the settings that the former one had.
+    another connector or processor drops the former one's settings; a processor keeps the sizes of pictures and clips.
     """
     merged: dict[str, Any] = {}
     provenance: dict[str, str] = {}
     for layer in layers:
         content = {key: named_hooks(section) if key == "run" else section for key, section in layer.content.items()}
-        if _names_another_connector(merged, content):
-            del merged["model"]["connector"]
-            provenance = {key: name for key, name in provenance.items() if not key.startswith("model.connector.")}
+        for left in settings_of_others(merged, content):
+            merged = without(merged, [left])
+            provenance = {key: name for key, name in provenance.items() if not f"{key}.".startswith(f"{left}.")}
         _overlay(merged, content)
         for key, _ in flatten(content):
             provenance[key] = layer.name
@@ -314,13 +316,6 @@ def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
     if isinstance(datasets, dict):
         merged["datasets"] = {name: section for name, section in datasets.items() if section is not None}
     return OmegaConf.create(merged), provenance
-
-
-def _names_another_connector(merged: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
-    models = [tree.get("model") for tree in (merged, content)]
-    before, now = (model.get("connector") if isinstance(model, Mapping) else None for model in models)
-    return (isinstance(before, Mapping) and isinstance(now, Mapping)
-            and now.get("type", before.get("type")) != before.get("type"))
 
 
 def named_hooks(run: Any) -> Any:

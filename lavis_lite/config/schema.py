@@ -166,6 +166,8 @@ class Config(Section):
     """dotted key -> the layer that set it"""
     as_written: dict[tuple[str, ...], Any] = field(default_factory=dict)
     """keys from the outermost section on -> a value with an interpolation in it, as it was written"""
+    model_is_known: bool = True
+    """false: the model's arch or type is wrong, so that its defaults are absent and no more is said of it"""
 
 
 @runtime_checkable

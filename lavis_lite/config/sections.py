@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from inspect import signature
 from typing import Any, ClassVar, Literal, TypeVar
+
+from lavis_lite.registry import registry
 
 S = TypeVar("S", bound="Section")
 
@@ -247,3 +250,39 @@ TASK_KEYS_OF_LAVIS: dict[str, type | tuple[type, ...]] = {
     "anno_files": (dict, list),
 }
 """LAVIS run keys that belong to one task; another task passes them with a note."""
+
+
+# sections in which one key names the class that owns the others ------------------------------------------------------
+def settings_of_others(merged: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted keys that a connector or processor leaves behind if a layer names another in its place.
+
+    Args:
+        merged: the layers below.
+        content: the layer.
+    """
+    if _names_another(merged, content, ("model", "connector"), "type"):
+        yield "model.connector"
+    homes = [("preprocess",), *(("datasets", name) for name in _inside(content, ("datasets",)))]
+    pairs = ((*home, kind) for home in homes for kind in ("vis_processor", "text_processor"))
+    for path in ((*pair, mode) for pair in pairs for mode in ("train", "eval")):
+        if _names_another(merged, content, path, "name"):
+            kept = {"name", *_sizes_of(_inside(content, path)["name"])}
+            yield from (".".join((*path, key)) for key in _inside(merged, path) if key not in kept)
+
+
+def _names_another(merged: Mapping[str, Any], content: Mapping[str, Any], path: tuple[str, ...], key: str) -> bool:
+    before, now = _inside(merged, path), _inside(content, path)
+    return bool(before) and now.get(key, before.get(key)) != before.get(key)
+
+
+def _inside(tree: Any, path: Sequence[str]) -> Mapping[str, Any]:
+    """The section at a path; {} if it is absent."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree if isinstance(tree, Mapping) else {}
+
+
+def _sizes_of(processor: Any) -> set[str]:
+    """Arguments of a processor that say what the model takes; none if its name is unknown."""
+    known = processor in registry.processor
+    return {"image_size", "n_frms"} & set(signature(registry.processor.get(processor)).parameters if known else [])

@@ -279,6 +279,11 @@ def check_optimizer(run: RunConfig, report: Report) -> None:
         needs = {"LBFGS": "calls the model several times per step", "SparseAdam": "needs sparse gradients"}
         report("run.optimizer", f"{cls.__name__} {needs[cls.__name__]}, so it cannot train here; use adamw or sgd.")
         return
+    for one in [*inspect.signature(cls.step).parameters.values()][1:]:
+        if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD:
+            report("run.optimizer", f"{cls.__name__}.step needs {one.name!r}, but `step()` is called after one forward "
+                   "and backward pass. Give the argument a default of None.")
+            return
     parameters = inspect.signature(cls).parameters
     for key in SET_ELSEWHERE.keys() & run.optimizer_args.keys():
         report(f"run.optimizer_args.{key}", f"set {SET_ELSEWHERE[key]} instead.")

@@ -107,9 +107,10 @@ class WeightRecord:
         return (steps[-1] if steps else None) or 0
 
     def _starts(self, with_origin: bool) -> list[str]:
-        """The checkpoints (or the BERT) that began the trained parts, each once."""
-        found = [source.describe(with_origin) for source in self.sources if source.kind in ("bert", "checkpoint")]
-        return list(dict.fromkeys(found))
+        """The checkpoints (or the BERT) that began the trained parts, each once; without any, the language model."""
+        found = ([source for source in self.sources if source.kind in ("bert", "checkpoint")]
+                 or [source for source in self.sources if source.kind == "language model"])
+        return list(dict.fromkeys(source.describe(with_origin) for source in found))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for JSON."""

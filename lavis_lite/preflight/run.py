@@ -40,7 +40,7 @@ def check(composition: Composition) -> list[str]:
     check_hooks(config, report)
     if config.run.compile != "none":
         _check_compile(config.run, report)
-    for key, message in config.model.errors(config.run):
+    for key, message in config.model.errors(config.run) if config.model_is_known else ():
         report(f"model.{key}", message)
     _check_packages(config.run, report)
     check_datasets(config, report)
@@ -125,7 +125,7 @@ def _check_dataset(name: str, section: DatasetConfig, config: Config, report: Re
         splits = list(builder.splits())
         for message in builder.missing_packages():
             report(f"datasets.{name}", message)
-        if not wrong:
+        if not wrong and config.model_is_known:
             for training in _modes(config.run, splits):
                 _check_processors(builder, section, training, config, report)
     except RegistryError:
@@ -234,7 +234,7 @@ def missing(config: Config) -> list[str]:
         except RegistryError:
             continue  # reported by `check`
         wanted += builder(name, section).missing_files(splits)
-    return [mask(text) for text in wanted + missing_weights(config.model)]
+    return [mask(text) for text in wanted + (missing_weights(config.model) if config.model_is_known else [])]
 
 
 def missing_weights(section: ModelConfig) -> list[str]:

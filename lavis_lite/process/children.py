@@ -252,6 +252,9 @@ def explain(error: BaseException) -> str | None:
         return _shared_memory()
     if _too_many_files(error):
         return _open_files()
+    if "determine home directory" in text:  # pathlib: "~name", or "~" without HOME
+        return ("a path begins with ~, but this system does not know the home folder. Write the whole path, or set "
+                "HOME.")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return _memory(text)
     return _system(error, text)

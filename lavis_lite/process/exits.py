@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from lavis_lite import __version__
-from lavis_lite.errors import LavisLiteError, WorkerError
+from lavis_lite import __version__, interrupted
+from lavis_lite.errors import ConfigError, LavisLiteError, WorkerError
 from lavis_lite.process.children import STOP_SIGNALS, explain
 from lavis_lite.redaction import mask
 
@@ -49,6 +49,12 @@ class Terminated(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = code_of(number)
+
+
+def interrupts_raise() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt from here on; while the command was imported it ended the process."""
+    if signal.getsignal(signal.SIGINT) is interrupted:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
@@ -95,6 +101,14 @@ def _restore(before: dict[signal.Signals, Any]) -> None:
     for number, handler in before.items():
         if handler is not None:
             signal.signal(number, handler)
+
+
+def need_working_folder() -> None:
+    """Raise a ConfigError if the working folder was removed; torch's libraries would end the process without one."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError("the working folder does not exist any more; change to another folder.") from error
 
 
 class Interrupted(LavisLiteError):

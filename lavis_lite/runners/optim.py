@@ -32,7 +32,8 @@ def build_optimizer(model: BaseModel, cfg: RunConfig) -> torch.optim.Optimizer:
     """The optimizer that the `run:` section names, over the model's groups. Adam and AdamW are fused.
 
     Raises:
-        ConfigError: nothing is trainable, the optimizer refuses its arguments, or it cannot train shares of weights.
+        ConfigError: nothing is trainable, or the optimizer refuses its arguments, has no learning rate, or cannot train
+            shares of weights.
         ContractError: the model's groups are not its trainable parameters.
         MissingExtraError: the optimizer's package is not installed.
     """
@@ -46,6 +47,10 @@ def build_optimizer(model: BaseModel, cfg: RunConfig) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = cls(groups, **arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"run.optimizer_args: {cfg.optimizer} refuses its arguments: {error}") from error
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise ConfigError(f"run.optimizer: {cfg.optimizer} has no learning rate, so run.init_lr and run.lr_sched would "
+                          f"have no effect. Let {cls.__name__} take `lr`, pass {{'lr': lr}} to torch's constructor, "
+                          "and read group['lr'] in `step`.")
     return optimizer
 
 

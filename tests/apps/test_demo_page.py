@@ -76,7 +76,11 @@ def test_only_this_machine_may_load_any_model(host: str, open_: bool, monkeypatc
     assert built[0].any_folder is built[0].models.any_name is open_ and built[0].models.get("blip2")
 
 
-def test_impossible_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "gradio", lambda: None)
+    monkeypatch.setattr(demo, "built", lambda handlers: pytest.fail("models were named"))
+    assert main(["demo", "--host", "no.such.host.invalid"]) == 2
+    assert "error: --port: no.such.host.invalid:7860 is in use or not of this machine" in capsys.readouterr().err
     assert main(["demo", "--max-upload", "0"]) == 2
     assert "--max-upload: must be at least 1 MB" in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ from lavis_lite.apps.demo import EXAMPLE
 from lavis_lite.apps.models import Models
 from lavis_lite.apps.serve import Refused, Service
 from lavis_lite.cli.main import main
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import DataError
 from tests.apps.test_chat_api import body, image, text
 
 NAMES = ["blip2_t5_instruct", "blip2_opt"]
@@ -235,35 +235,37 @@ def test_the_command_checks_before_it_loads(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "empty").write_text("\n")
     assert "is empty; its first line is the token" in error("--token-file", str(tmp_path / "empty"))
     assert "blip2: this model holds no conversations" in error("--model", "blip2")
+    assert "--timeout: must be above 0, not nan" in error("--timeout", "nan")
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'lavis_lite[serve]'")
+    assert "--port: no.such.host.invalid:8000 is in use or not of this machine" in error(
+        "--host", "no.such.host.invalid", "--token-file", __file__)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = str(taken.getsockname()[1])
+        assert f"--port: 127.0.0.1:{busy} is in use" in error("--port", busy)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert "pip install 'lavis_lite[serve]'" in error()
 
 
 def test_the_command_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                             monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, Any] = {}
     monkeypatch.setattr(serve, "app_of", lambda service: found.update(service=service) or "app")
-    monkeypatch.setattr(serve, "run", lambda *given: found.update(run=given[:3]) or given[3]())
+    monkeypatch.setattr(serve, "run", lambda app, address, close: found.update(address=address) or close())
     (tmp_path / "token").write_text("secret\n")
-    assert main(["serve", "--host", "0.0.0.0", "--port", "81", "--token-file", str(tmp_path / "token"),
+    assert main(["serve", "--host", "0.0.0.0", "--port", "0", "--token-file", str(tmp_path / "token"),
                  "--max-body", "2", "--timeout", "7"]) == 0
     made = found["service"]
-    assert found["run"] == ("app", "0.0.0.0", 81) and made.token == "secret" and made.timeout == 7
+    with found["address"] as address:
+        host, port = address.getsockname()
+    assert host == "0.0.0.0" and made.token == "secret" and made.timeout == 7
     assert made.limits.body == 2 * 2**20 and made.models.names == ["blip2_t5_instruct"]
     assert not next(iter(made.batchers.values())).alive
-    assert "serving blip2_t5_instruct at http://0.0.0.0:81/v1" in capsys.readouterr().err
+    assert f"serving blip2_t5_instruct at http://0.0.0.0:{port}/v1" in capsys.readouterr().err
 
 
 def test_without_fastapi_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, service: Service) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
     with pytest.raises(ImportError, match=r"pip install 'lavis_lite\[serve\]'"):
         serve.app_of(service)
-
-
-def test_a_busy_port_is_one_sentence() -> None:
-    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'lavis_lite[serve]'")
-    closed: list[int] = []
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(ConfigError, match="--port: 127.0.0.1:.* is in use"):
-            serve.run(lambda: None, "127.0.0.1", taken.getsockname()[1], lambda: closed.append(1))
-    assert closed == [1]

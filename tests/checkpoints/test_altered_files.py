@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,13 @@ def test_a_header_of_an_arch_alone_or_with_more_keys(tmp_path: Path) -> None:
     ('{"model_type": "blip-2", "vision_config": {"hidden_size": "x"}}', "are widths, not .* and 'x'"),
     ('{"model_type": "blip-2", "vision_config": {"hidden_size": 0}}', "are widths, not .* and 0"),
     ('{"model_type": "llava", "vision_config": 3}', "vision_config must be an object, not int"),
-    ('{"model_type": "llava", "image_seq_length": "many"}', "LlavaConfig refuses it")])
+    ('{"model_type": "llava", "image_seq_length": "many"}', "LlavaConfig refuses it"),
+    ('{"model_type": "llava", "text_config": {"model_type": "llama", "num_attention_heads": 0}}', "refuses it: .*zero"),
+    ('{"model_type": "llava", "text_config": {"model_type": {}}}', "LlavaConfig refuses it"),
+    ('{"model_type": "llava", "id2label": 3}', "LlavaConfig refuses it")])
 def test_the_config_of_a_folder(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(CheckpointError, match=rf"(?s)config\.json.*{reason}"):
+    with pytest.raises(CheckpointError, match=rf"(?s)^{re.escape(str(tmp_path))}/config\.json.*{reason}"):
         metadata_of(tmp_path)
 
 

@@ -233,7 +233,11 @@ def test_marks_are_counted_by_part_and_the_last_one_wins() -> None:
 def test_the_line_of_a_random_start_and_of_a_packaged_checkpoint() -> None:
     assert WeightRecord().describe(400) == "random start, 400 steps here"
     assert WeightRecord().describe() == "random start"
+    words = WeightSource("language_model", "language model", "mini/opt")
+    assert WeightRecord([words], ["connector.0.bias"]).describe(2) == (
+        "mini/opt (connector from a random start), then 2 steps here")
     row = WeightSource("qformer", "checkpoint", "mini/stage2_opt", sha256="ab" * 32)
+    assert WeightRecord([words, row]).describe() == "mini/stage2_opt"
     assert WeightRecord([row]).describe(1) == "mini/stage2_opt, then 1 step here"
     adapters = ["language_model.model.layers.0.q.lora_A.default.weight", "qformer.x"]
     assert WeightRecord([row], adapters).describe() == ("mini/stage2_opt (LoRA adapters, qformer from a random start)")

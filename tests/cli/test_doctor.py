@@ -76,6 +76,7 @@ def test_the_other_shells_know_the_same(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert "complete -c lavis-lite -n '__fish_seen_subcommand_from train' -l cfg-path" in lines
     assert len([line for line in lines if "__fish_use_subcommand" in line]) == len(COMMANDS)
+    assert all(line.replace("\\'", "").count("'") % 2 == 0 for line in lines)
 
 
 # devices --------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from lavis_lite.cli.generate import QUIET
 from lavis_lite.cli.main import main
 from lavis_lite.io.files import why_not_writable
 from lavis_lite.process import exits
+from lavis_lite.processors.base import BaseProcessor
 
 GENERATE = ["generate", "--model", "blip2_opt", "--image", "a.png"]
 
@@ -35,6 +38,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("line", "message"), [
     ("train", "one of the arguments --cfg-path RECIPE is required. `"),
+    ("train stage1 --options run=3", "--options run=3: a key is section.name; this is a whole section.\n"),
+    ("generate --model blip2_opt --image a.png --nucleus --seed 1e30", "not a whole number of at most 64 bits"),
+    ("chat --model blip2_opt --message hi --seed 99999999999999999999", "not a whole number of at most 64 bits"),
     ("train stage1 --reusme auto", "unrecognized arguments: --reusme auto; did you mean --resume?"),
     ("data check", "the following arguments are required: NAME|FILE|DIR. `"),
     ("data check ok.csv --sheet file/x.png", "argument --sheet: 'file/x.png' cannot be written ("),
@@ -100,6 +106,23 @@ def test_a_path_that_the_system_refuses_is_no_defect_of_the_package(monkeypatch:
     assert "error: photos/a.jpg: Permission denied. --traceback shows which step" in capsys.readouterr().err
 
 
+def test_what_the_system_or_an_outside_class_lacks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", "~nosuchuser/x.csv"]) == exits.USER_ERROR
+    assert "error: a path begins with ~, but this system does not know the home folder" in capsys.readouterr().err
+    assert main(["train", "stage1", "--options", "run.output_dir=~nosuchuser/x"]) == exits.USER_ERROR
+    assert "run.output_dir: ~nosuchuser/x: this system has no such user" in capsys.readouterr().err
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["train", "stage1", "--print-config"]) == exits.USER_ERROR
+    assert capsys.readouterr().err == "error: the working folder does not exist any more; change to another folder.\n"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lavis_lite.cli.zoo.main", lambda argv: BaseProcessor()(None))
+    assert main(["zoo"]) == exits.USER_ERROR
+    assert "error: BaseProcessor must define __call__; its base class says what that is." in capsys.readouterr().err
+
+
 def test_why_a_path_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     assert not why_not_writable(tmp_path / "new" / "x.png") and not why_not_writable(tmp_path / "file")
@@ -118,3 +141,36 @@ def test_closed_streams_and_a_full_output(monkeypatch: pytest.MonkeyPatch, capsy
     for name in ("stdin", "stdout"):
         monkeypatch.setattr(f"sys.{name}", None)
     assert main(["models", "blip2"]) == exits.SUCCESS
+
+
+INTERRUPT = """
+import importlib.abc, os, runpy, signal, sys
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+sys.argv, sys.orig_argv = [{started!r}, "models"], [sys.executable, *{original!r}]
+{start}
+"""
+REPOSITORY = Path(__file__).resolve().parents[2]
+STARTS = {"-m": ("-m", ["-m", "lavis_lite", "models"], "runpy.run_module('lavis_lite', run_name='__main__')"),
+          "lavis-lite": ("bin/lavis-lite", ["bin/lavis-lite"], "from lavis_lite.cli.main import entry; entry()"),
+          "train.py": (str(REPOSITORY / "train.py"), [str(REPOSITORY / "train.py")],
+                       "import sys; from lavis_lite.cli.main import main; sys.exit(main())")}
+
+
+@pytest.mark.parametrize("how", STARTS)
+@pytest.mark.parametrize("module", ["lavis_lite.moved", "lavis_lite.process.exits", "lavis_lite.cli.models"])
+def test_ctrl_c_while_a_command_is_imported(how: str, module: str) -> None:
+    started, original, start = STARTS[how]
+    text = INTERRUPT.format(module=module, started=started, original=original, start=start)
+    ended = subprocess.run([sys.executable, "-c", text], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.returncode == 130 and "Traceback" not in ended.stderr, ended.stderr
+
+
+@pytest.mark.parametrize(("started", "original"), [("mine.py", ["mine.py"]), (str(REPOSITORY / "train.py"), ["-c"])])
+def test_ctrl_c_belongs_to_other_programs_and_to_loader_workers(started: str, original: list[str]) -> None:
+    text = INTERRUPT.format(module="lavis_lite.moved", started=started, original=original, start="import lavis_lite")
+    ended = subprocess.run([sys.executable, "-c", text], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.returncode != 130 and "KeyboardInterrupt" in ended.stderr

@@ -61,6 +61,11 @@ def test_a_yaml_names_the_folder_once(folder: Path, monkeypatch: pytest.MonkeyPa
     assert compose(tmp_path / "again.yaml").errors == []
 
 
+def test_of_a_project_that_was_moved_the_option_is_named(folder: Path) -> None:
+    [error, *_] = compose(recipe(folder, named=f"/former/{folder.name}")).errors
+    assert error.endswith(f"If {folder.name} is it now, add --options configs=[{folder.name}].")
+
+
 def test_a_folder_that_is_not_there_and_one_of_another_shape(folder: Path) -> None:
     [error, *_] = compose(recipe(folder, named="my_confgis")).errors
     assert "configs: there is no folder" in error and "my_confgis" in error

@@ -122,6 +122,24 @@ def test_a_null_over_a_default_of_the_model_type_is_written(tmp_path: Path) -> N
     assert more.errors == [] and more.config.model == first.config.model and more.config.run.seed == 3
 
 
+def test_another_processor_takes_no_settings_but_the_sizes_of_the_former_one(tmp_path: Path) -> None:
+    own = "{name: blip2_image_train, image_size: 64, min_scale: 0.7}"
+    rows = f"datasets: {{mini_world_caption: {{vis_processor: {{train: {own}}}}}}}"
+    (tmp_path / "first.yaml").write_text(f"base: projects/blip2/stage1.yaml\n{rows}\n"
+                                         "preprocess: {vis_processor: {train: {min_scale: 0.9}}}")
+    swap = "{vis_processor: {train: {name: clip_image_eval}}}"
+    (tmp_path / "second.yaml").write_text(
+        f"base: first.yaml\npreprocess: {swap}\ndatasets: {{mini_world_caption: {swap}}}")
+    found = compose(tmp_path / "second.yaml")
+    assert found.errors == [] and check(found) == []
+    assert found.config.preprocess.vis_processor.train == {"name": "clip_image_eval", "image_size": 64}
+    assert found.config.datasets["mini_world_caption"].vis_processor.train == {"name": "clip_image_eval",
+                                                                                 "image_size": 64}
+    kept = compose(tmp_path / "first.yaml").config
+    assert kept.preprocess.vis_processor.train["min_scale"] == 0.9  # type: ignore[index]
+    assert not any("min_scale" in key for key in found.config.provenance)
+
+
 def test_another_connector_takes_no_settings_of_the_former_one(tmp_path: Path) -> None:
     text = "model: {arch: vision_language, model_type: mini_mlp, pretrained: null, max_txt_len: null, connector: {%s}}"
     other = child(tmp_path, text % "type: resampler, queries: 4")

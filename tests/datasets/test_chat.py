@@ -63,6 +63,12 @@ DIALECTS: dict[str, tuple[dict[str, Any], Conversation, list[list[str]]]] = {
                   "images": ["0.png"]}, FULL, [["image", "0.png"]]),
     "alpaca": ({"instruction": "<image>What?", "input": "", "output": "A cup.", "system": "Be brief.",
                 "history": [["Hi", "Hello."]], "images": ["0.png"]}, FULL, [["image", "0.png"]]),
+    "mPLUG-Owl": ({"text": "Be brief.\nHuman: Hi\nAI: Hello.\nHuman: <image>\nHuman: How many?\nAI: Two.",
+                   "image": ["0.png"], "task_type": "llava_sft"},
+                  Conversation((*BRIEF.turns, *COUNTED.turns), 1), [["image", "0.png"]]),
+    "image and images alike": ({"image": "0.png", "images": ["0.png"], "conversations": [
+        {"from": "human", "value": "<image>\nHow many?"}, {"from": "gpt", "value": "Two."}]}, COUNTED,
+        [["image", "0.png"]]),
 }
 
 
@@ -136,6 +142,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "no list": ({"messages": "x"}, "field 'messages' must be a list of turns"),
     "outside": (said(ASK, ("assistant", "x"), image="../0.png"), "field 'image' leads out of its folder"),
     "no row": ([1], "must be an object of named fields"),
+    "two fields": (said(ASK, ("assistant", "x"), image="0.png", images=["1.png"]),
+                   "names images in two fields, 'image' and 'images'; list all of them in one"),
+    "no sides": ({"text": "A red cube.", "task_type": "caption"}, "lines that begin with 'Human: ' and 'AI: '"),
     "missing": (said(ASK, ("assistant", "x"), image="99.png"), "image 99.png is not in"),
 }
 

@@ -113,6 +113,15 @@ def test_questions_have_held_out_images(folder: Path) -> None:
     assert len(train) + len(held) == 24 and not train & held and held
 
 
+@pytest.mark.parametrize("row", [
+    {"task_type": "llava_sft", "text": "Be brief.\nHuman: <image>\nHuman: what?\nAI: a field", "image": ["pics/0.jpg"]},
+    {"image": "pics/0.jpg", "images": ["pics/1.jpg"], "conversations": [{"from": "human", "value": "<image>\nwhat?"},
+                                                                       {"from": "gpt", "value": "a field"}]}])
+def test_transcripts_and_rows_of_two_columns_of_pictures_are_read_as_conversations(folder: Path, row: Any) -> None:
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert guess(folder / "rows.jsonl")[0].builder == "chat"
+
+
 def test_other_columns_that_would_fit_are_named(folder: Path) -> None:
     path = write_csv(folder / "a.csv", [{"image": "x", "text": "y", "title": "z"}])
     assert guess_columns(path).describe() == "image = 'image', caption = 'text' (caption could also be 'title')"

@@ -128,6 +128,9 @@ def test_the_list_names_every_ablation(capsys: pytest.CaptureFixture[str]) -> No
     assert run_command("lab", ["list"]) == 0
     printed = capsys.readouterr().out
     assert "itg " in printed and "queries " in printed
+    for word in ("list", "all"):
+        assert run_command("lab", ["itg", word]) == 2
+        assert f"`lab {word}` takes no further names" in capsys.readouterr().err
     assert run_command("lab", ["itg", "--jobs", "0"]) == 2
     assert "--jobs must be at least 1, not 0" in capsys.readouterr().err
 

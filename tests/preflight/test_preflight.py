@@ -12,7 +12,7 @@ import pytest
 
 from lavis_lite.config.compose import compose
 from lavis_lite.datasets.media import video
-from lavis_lite.preflight import check
+from lavis_lite.preflight import check, missing
 from lavis_lite.preflight import run as run_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,3 +126,9 @@ def test_what_a_run_does_without_is_a_note(monkeypatch: pytest.MonkeyPatch) -> N
     assert check(composition) == []
     assert any("METEOR needs Java" in note for note in composition.config.notes)
     assert any("spaCy's en_core_web_sm is not installed" in note for note in composition.config.notes)
+
+
+def test_of_a_model_with_a_wrong_type_nothing_else_is_reported() -> None:
+    for option in ("model.model_type=mimi", "model.arch=blip2_llm"):
+        wrong = compose(STAGE2, [option])
+        assert len(check(wrong)) == 1 and "has no type" in check(wrong)[0] and missing(wrong.config) == []

@@ -76,6 +76,32 @@ def test_an_optimizer_of_ones_own_is_a_registered_class(tmp_path: Path) -> None:
     registry.optimizer._classes.pop("my_sign")
 
 
+def test_an_optimizer_that_needs_a_closure_is_refused_before_the_run() -> None:
+    class Needy(torch.optim.SGD):
+        def step(self, closure: Any) -> Any:  # type: ignore[override]
+            return closure()
+
+    registry.register_optimizer("needy")(Needy)
+    try:
+        assert ["Needy.step needs 'closure'" in fault for fault in faults(optimizer="needy")] == [True]
+    finally:
+        registry.optimizer._classes.pop("needy")
+
+
+def test_an_optimizer_without_a_learning_rate_is_refused(tmp_path: Path) -> None:
+    """A schedule sets `lr` of every group, which such an optimizer never reads."""
+    class FixedSteps(torch.optim.SGD):
+        def __init__(self, params: Any, rate: float = 0.1) -> None:
+            torch.optim.Optimizer.__init__(self, params, {"rate": rate})
+
+    registry.register_optimizer("fixed_steps")(FixedSteps)
+    try:
+        with pytest.raises(ConfigError, match="fixed_steps has no learning rate.*run.lr_sched would have no effect"):
+            Toy(tmp_path, {"optimizer": "fixed_steps", "max_iters": 1}).build().train()
+    finally:
+        registry.optimizer._classes.pop("fixed_steps")
+
+
 # arguments ----------------------------------------------------------------------------------------------------------
 def test_arguments_are_checked_by_the_signature() -> None:
     assert faults() == faults(optimizer="sgd", optimizer_args={"momentum": 0.9, "nesterov": True}) == []

@@ -103,13 +103,14 @@ def llava_section(config: Mapping[str, Any], folder: Path | str | None = None) -
         CheckpointError: a part that `vision_language` does not have.
     """
     ensure_torchvision()  # transformers imports it
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, LlavaConfig
 
     # an absent part has other defaults than an empty one
     given = {part: part_of(config, part) for part in ("vision_config", "text_config") if config.get(part) is not None}
     try:
         full: dict[str, Any] = LlavaConfig(**{**config, **given}).to_dict()
-    except Exception as error:  # the checks of transformers raise several kinds
+    except (StrictDataclassError, AttributeError, ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: transformers' LlavaConfig refuses it: {error}") from error
     vision, text = full["vision_config"], full["text_config"]
     _refuse(full, vision)

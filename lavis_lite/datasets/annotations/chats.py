@@ -8,6 +8,7 @@
 | alpaca (LLaMA-Factory) | `instruction`, `input`, `output`, `history` |
 | pairs (XTuner, ms-swift) | `conversation: [{human, assistant, system}, ...]` |
 | questions (LLaVA-Bench) | `question_id`, `text`; the picture comes first |
+| mPLUG-Owl | `text` with lines `Human: ` and `AI: `, `task_type` |
 
 Pictures and videos are named in the row (`image`, `images`, `video`, `videos`). `<image>` and `<video>` in the texts
 mark their places; or a typed part names its own file.
@@ -19,7 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -45,11 +46,12 @@ COLUMNS = {"image": ("image", "images"), "video": ("video", "videos")}
 FACTS = ("question_id", "category")
 """columns that evaluations repeat"""
 READ = (*FACTS, "conversations", "messages", "conversation", "query", "response", "history", "instruction", "input",
-        "output", "system", "text", "image", "images", "video", "videos", *FLAGS)
+        "output", "system", "text", "task_type", "image", "images", "video", "videos", *FLAGS)
 """columns of all dialects"""
 MOST_CHARACTERS = 200_000
 """of a turn"""
 _MARK = re.compile("<(image|video)>")
+_SIDES = re.compile("^(Human|AI): ?", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def is_benchmark(columns: Sequence[str]) -> bool:
 def is_conversation(columns: Sequence[str]) -> bool:
     """Whether a file with these columns has conversations; its rows may be of several dialects."""
     return is_benchmark(columns) or bool({"conversations", "messages", "conversation"} & set(columns)) or any(
-        set(pair) <= set(columns) for pair in (("query", "response"), ("instruction", "output")))
+        set(pair) <= set(columns) for pair in (("query", "response"), ("instruction", "output"), ("text", "task_type")))
 
 
 # --- turns -----------------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def _raw_turns(raw: Row, layout: ChatLayout) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"field {name!r} {'is missing' if value is None else 'must be a list of turns'}")
         turns = [pair for number, turn in enumerate(value, 1) for pair in _of_pair(f"{name}[{number}]", turn)]
     else:
-        turns = list(_of_query(raw))
+        turns = list(_of_transcript(raw["text"]) if {"text", "task_type"} <= set(raw) else _of_query(raw))
     if raw.get("system") and not any(
             isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from")) for _, turn in turns):
         yield "system", {"role": "system", "content": raw["system"]}
@@ -186,6 +188,18 @@ def _of_pair(where: str, turn: Any) -> Iterator[tuple[str, Any]]:
         yield where, {"role": "system", "content": turn["system"]}
     yield where, {"role": "user", "content": turn[keys[0]]}
     yield where, {"role": "assistant", "content": turn[keys[1]], **flags}
+
+
+def _of_transcript(text: Any) -> Iterator[tuple[str, Any]]:
+    """The turns of one text; what one side says in several lines "Human: " or "AI: " in a row is one turn."""
+    system, *pieces = _SIDES.split(text) if isinstance(text, str) else [""]
+    if not pieces:
+        raise ValueError("field 'text' must be a text with lines that begin with 'Human: ' and 'AI: '")
+    if system.strip():
+        yield "text", {"role": "system", "content": system.strip()}
+    for side, lines in groupby(zip(pieces[::2], pieces[1::2], strict=True), lambda pair: pair[0]):
+        yield f"text: {side}", {"role": "user" if side == "Human" else "assistant",
+                                "content": "\n".join(line.strip() for _, line in lines)}
 
 
 def _of_query(raw: Row) -> Iterator[tuple[str, Any]]:
@@ -257,14 +271,13 @@ def _in_order(turns: list[list[Any]]) -> list[list[Any]]:
 # --- texts, pictures and videos --------------------------------------------------------------------------------------
 def _listed(raw: Row, layout: ChatLayout, kind: Kind) -> list[str]:
     """Names of the files that a row lists."""
-    for name in layout.names(kind):
-        value = raw.get(name)
-        if value in (None, "", []):
-            continue
-        items = value if isinstance(value, list) else [value]
-        return [_file(f"field {name!r}{f'[{number}]' if len(items) > 1 else ''}", item, layout)
-                for number, item in enumerate(items, 1)]
-    return []
+    filled = {name: raw[name] for name in layout.names(kind) if raw.get(name) not in (None, "", [])}
+    lists = {name: value if isinstance(value, list) else [value] for name, value in filled.items()}
+    if len(lists) > 1 and lists[kind] != lists[f"{kind}s"]:
+        raise ValueError(f"names {kind}s in two fields, '{kind}' and '{kind}s'; list all of them in one")
+    name, items = next(iter(lists.items()), ("", []))
+    return [_file(f"field {name!r}{f'[{number}]' if len(items) > 1 else ''}", item, layout)
+            for number, item in enumerate(items, 1)]
 
 
 def _file(where: str, value: Any, layout: ChatLayout) -> str:

@@ -259,7 +259,7 @@ def read_members(path: Path, within: str | None = None, form: FileFormat = AUTO)
     that are left are skipped at the next member. A file of another layout is one member ("", None).
 
     Raises:
-        DataError: missing, unreadable, empty or not JSON; or a member that appears twice.
+        DataError: missing, unreadable, empty or not JSON; or a member that appears twice, or text after the object.
     """
     cursor = Cursor(path, read_text(path, form.encoding) if path.suffix.lower() == ".json" else "")
     if cursor.mark() != "{":
@@ -271,6 +271,7 @@ def read_members(path: Path, within: str | None = None, form: FileFormat = AUTO)
             raise DataError(f"{path}: key {name!r} appears twice in one object.")
         seen.add(name)
         yield name, value
+    cursor.end("object")
 
 
 def json_object(path: Path) -> Any:

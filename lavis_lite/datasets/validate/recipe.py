@@ -78,7 +78,8 @@ def guess(path: Path, image_root: Path | None = None, named: Mapping[str, str] |
 
 def _are_questions(splits: Mapping[str, Sequence[Path]], columns: Columns, form: FileFormat) -> bool:
     """Whether `image_dialogue` reads every row: questions and answers about one picture."""
-    if "conversations" not in columns.found or "image" not in columns.found:
+    two = {"image", "images"} <= {*columns.present}
+    if two or not {"conversations", "image"} <= columns.found.keys():
         return False
     try:
         for files in splits.values():

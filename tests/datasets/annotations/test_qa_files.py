@@ -152,7 +152,8 @@ def test_published_records(shared_dir: Path, tmp_path: Path, name: str) -> None:
     assert all(len(row.get("confidences", [])) == (10 if name == "vizwiz" else 0) for row in found)
 
 
-@pytest.mark.parametrize("content", ['{"a": 1', '{"a" 1}', '{"a": [1, 2}', '{"questions": [1] "b": 2}', "{3: 4}"])
+@pytest.mark.parametrize("content", ['{"a": 1', '{"a" 1}', '{"a": [1, 2}', '{"questions": [1] "b": 2}', "{3: 4}",
+                                     '{"a": [1]} {"a": [2]}'])
 def test_members_of_files_that_are_no_json(tmp_path: Path, content: str) -> None:
     with pytest.raises(DataError, match="x.json"):
         for _, value in read_members(write(tmp_path, "x.json", content)):
