@@ -1,4 +1,4 @@
-"""torch's compiler and the list of transformers' models stay out of a process until they are used, and then work as ever."""
+"""torch's compiler and the list of transformers' models stay out of a process until they are used."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ class Field:
         required: whether every row must have it.
         named: whether the section names the column: then at least one row must have it.
         made: raw row -> raw value, if it is made of other columns; raises ValueError.
+        made_from: identifies `made`, beside `column`, if its values follow from the row; else tables are not cached.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Field:
     required: bool = True
     named: bool = False
     made: Callable[[Row], Any] | None = None
+    made_from: str | None = None
 
     @functools.cached_property
     def name(self) -> str:

@@ -1,13 +1,15 @@
 """Annotation files -> raw rows with their row numbers, one at a time.
 
-A JSON file is decoded element by element, so that a file of a gigabyte is never a gigabyte of objects. Byte-order marks
-and the line ends of all systems are accepted. Other line separators, such as U+2028, are part of a text.
+A JSON file is decoded about a thousand elements at a time, so that a file of a gigabyte is never a gigabyte of objects.
+Unusual elements are decoded one by one, by code that knows the messages. Byte-order marks and the line ends of all
+systems are accepted. Other line separators, such as U+2028, are part of a text.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -17,11 +19,14 @@ from typing import Any
 from lavis_lite.datasets.annotations.delimited import table_rows
 from lavis_lite.datasets.annotations.text_files import (
     AUTO,
+    CHUNK,
     DECODER,
     BadRow,
     FileFormat,
     NumberedRow,
     decoded,
+    decoded_lines,
+    decoded_objects,
     json_error,
     lines_of,
     read_text,
@@ -38,6 +43,8 @@ LISTS = ("data", "annotations", "rows", "samples", "items", "examples", "entries
 """members that hold the rows of a file that is an object, if it has only one list"""
 COMPANIONS = ("info", "license", "licenses", "categories", "version", "meta", "metadata")
 """members beside the rows that say nothing about single rows"""
+BLOCK, ONE_BY_ONE = 1024, 8
+"""lines that are decoded at once; after something unusual so many blocks are decoded one by one"""
 _PANDAS = " Convert it, for example with: python -c \"import pandas; pandas.{}(...).to_json('rows.jsonl', {})\""
 _CONVERT = {suffix: _PANDAS.format(reader, "orient='records', lines=True") for suffix, reader in
             ((".xlsx", "read_excel"), (".xls", "read_excel"), (".pkl", "read_pickle"))} | {
@@ -142,7 +149,15 @@ def json_object(path: Path) -> Any:
 
 
 def _line_rows(content: str) -> Iterator[NumberedRow]:
-    for number, line in enumerate(lines_of(content), 1):
+    lines, first, rest = lines_of(content), 1, 0
+    while block := list(itertools.islice(lines, BLOCK)):
+        rows = None if rest else decoded_lines(block)
+        yield from enumerate(rows, first) if rows else _one_by_one(block, first)
+        first, rest = first + len(block), 0 if rows else (rest or ONE_BY_ONE) - 1
+
+
+def _one_by_one(lines: list[str], first: int) -> Iterator[NumberedRow]:
+    for number, line in enumerate(lines, first):
         line = line.strip(" \t")
         if not line.strip():
             continue
@@ -164,6 +179,8 @@ class _Cursor:
 
     def __init__(self, path: Path, content: str) -> None:
         self.path, self.content, self.at = path, content, 0
+        self.between, self.one_by_one = "", 0
+        """what is between two elements of a list, with its braces; up to where elements are read one by one"""
         self.element: tuple[str, int] | None = None
         """(member, number) of the element of a list that is read now"""
 
@@ -201,15 +218,33 @@ class _Cursor:
         self.at += 1
         number, mark = 0, "]" if self.mark() == "]" else ","
         while mark == ",":
+            for row in self._objects():
+                number += 1
+                yield number, row
             number += 1
             self.element = member, number
             row, mark = self.value(), self.mark()
             if mark not in (",", "]"):
                 raise DataError(f"{self.where()}: after this row a ',' or ']' is expected"
                                 + (f", not {mark!r}." if mark else ", but the file ends."))
+            before = self.at
             self.at += mark == ","
+            if mark == "," and self.mark() == "{":
+                self.between = self.content[before - 1:self.at + 1]
             yield number, row
         self.at, self.element = self.at + 1, None
+
+    def _objects(self) -> list[dict[str, Any]]:
+        """The objects from here to a chunk's last comma, if nothing about them is unusual, else none."""
+        end = self.content.rfind(self.between, self.at, self.at + CHUNK)
+        if not self.between or self.at < self.one_by_one or end < 0:
+            return []
+        rows = decoded_objects(f"[{self.content[self.at:end + 1]}]")
+        if not rows:
+            self.one_by_one = end + ONE_BY_ONE * CHUNK
+            return []
+        self.at = end + len(self.between) - 1
+        return rows
 
     def members(self, within: str | None) -> Iterator[tuple[str, Any]]:
         """(name, value) of the object that begins here; lists and `within` as in `read_members`."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from lavis_lite.io.files import check_regular
 Quoting = Literal["auto", "minimal", "none"]
 NumberedRow = tuple[int, Any]
 """(row number, row)"""
+CHUNK = 1 << 17
+"""characters of a file that are taken at once"""
 _BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
                      (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 """UTF-32 before UTF-16, whose mark is the beginning of UTF-32's"""
@@ -69,12 +72,24 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
 def lines_of(content: str, keep_ends: bool = False) -> Iterator[str]:
     """The lines of a text, one at a time; they end as on Unix, Windows or old Macs, and nowhere else."""
+    if not keep_ends and "\r" not in content:
+        yield from _unix_lines(content)
+        return
     start = 0
     for found in _LINE_END.finditer(content):
         yield content[start:found.end() if keep_ends else found.start()]
         start = found.end()
     if start < len(content):
         yield content[start:]
+
+
+def _unix_lines(content: str) -> Iterator[str]:
+    """Lines that end in a line feed, found a chunk at a time."""
+    start = 0
+    while start < len(content):
+        end = content.find("\n", start + CHUNK) + 1 or len(content)
+        yield from content[start:end].removesuffix("\n").split("\n")
+        start = end
 
 
 def codec_of(content: bytes, encoding: str | None = None) -> str:
@@ -133,12 +148,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 _LENIENT = json.JSONDecoder().raw_decode
+_AFTER_KEY = ('":', " :", "\t:", "\n:", "\r:")
+_MARK = "NaN"
+_PARTED = object()
+_MARKED = json.JSONDecoder(
+    parse_constant={_MARK: _PARTED, "Infinity": math.inf, "-Infinity": -math.inf}.__getitem__).raw_decode
 
 
 def decoded(content: str, at: int) -> tuple[Any, int]:
     """As `DECODER.raw_decode`: (the value that begins at an index, the index after it).
 
-    An object with as many colons as keys has no key twice. Then no Python code sees its pairs, which halves the time.
+    If no key appears twice, no Python code sees its pairs, which halves the time.
 
     Raises:
         ValueError, RecursionError: see `json_error`.
@@ -147,9 +167,44 @@ def decoded(content: str, at: int) -> tuple[Any, int]:
         value, end = _LENIENT(content, at)
     except ValueError:
         return DECODER.raw_decode(content, at)  # says it, or finds another error before it
-    if type(value) is dict and content.count(":", at, end) == len(value):
+    if type(value) is dict and _unique_keys(content, at, end, len(value)):
         return value, end
     return DECODER.raw_decode(content, at)
+
+
+def decoded_objects(content: str) -> list[dict[str, Any]] | None:
+    """The elements of a JSON list of objects, decoded at once; None: read them one by one."""
+    return _objects(_LENIENT, content, slice(None))
+
+
+def decoded_lines(lines: list[str]) -> list[dict[str, Any]] | None:
+    """The objects of lines that have one each, decoded at once; None: read the lines one by one.
+
+    The lines are joined to a list with a mark between them, which no line has. If every second element is a mark, then
+    no mark is within an element, and each line is one element.
+    """
+    joined, parts = f",{_MARK},".join(lines), len(lines) - 1
+    return _objects(_MARKED, f"[{joined}]", slice(None, None, 2)) if joined.count(_MARK) == parts else None
+
+
+def _objects(decode: Callable[[str, int], tuple[Any, int]], content: str, which: slice) -> list[dict[str, Any]] | None:
+    """Those elements of a list that `which` says, if they are objects without a key twice and the others are marks."""
+    try:
+        values, end = decode(content, 0)
+    except (ValueError, RecursionError):
+        return None
+    objects = values[which]
+    if end < len(content) or set(map(type, objects)) != {dict} or values.count(_PARTED) != len(values) - len(objects):
+        return None
+    return objects if _unique_keys(content, 0, end, sum(map(len, objects))) else None
+
+
+def _unique_keys(content: str, at: int, end: int, keys: int) -> bool:
+    """Whether objects of so many keys surely have none twice: a bound on the pairs in the text is the number of keys.
+
+    A colon after a key follows a quotation mark or white space. Most colons in texts do not.
+    """
+    return content.count(":", at, end) == keys or keys == sum(content.count(mark, at, end) for mark in _AFTER_KEY)
 
 
 def json_error(error: Exception) -> str:
