@@ -47,8 +47,8 @@ def _joined(fields: Sequence[Field], columns: Sequence[list[str]], explode: str 
         ending = "]" * is_list
     count, step = len(columns[0]), 2 * len(fields) + 1
     pieces = [f"{ending}}}"] * (count * step)
-    for place, (key, column) in enumerate(zip(keys, columns, strict=True)):
-        pieces[2 * place::step], pieces[2 * place + 1::step] = [key] * count, column
+    for index, (key, column) in enumerate(zip(keys, columns, strict=True)):
+        pieces[2 * index::step], pieces[2 * index + 1::step] = [key] * count, column
     lengths = map(len, columns[0])
     for column in columns[1:]:
         lengths = map(operator.add, lengths, map(len, column))
