@@ -93,7 +93,7 @@ CALLED_LATER = {
 }
 """module -> the one name that is imported from it and called later, or never"""
 MODELS = "transformers.models"
-"""a package that looks through the files of all models when it is imported, although few models are asked for"""
+"""looks through the files of all models when it is imported, although one model is wanted"""
 
 
 def import_late() -> None:
@@ -148,8 +148,8 @@ class LatePackage(Late):
         return real
 
     def __getattr__(self, name: str) -> Any:
-        submodule = f"{self.__name__}.{name}"  # of `from package import submodule`
-        if not name.startswith("__") and PathFinder.find_spec(submodule, self.__path__):
+        submodule = f"{self.__name__}.{name}"
+        if not name.startswith("__") and PathFinder.find_spec(submodule, self.__path__):  # from package import name
             return importlib.import_module(submodule)
         return super().__getattr__(name)
 

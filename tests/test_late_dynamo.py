@@ -1,4 +1,4 @@
-"""torch's compiler and the list of transformers' models stay out of a process until they are used."""
+"""torch's compiler and the list of transformers' models are imported once they are used, and then work as ever."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from lavis_lite.datasets.builders.custom import CustomConfig
 from lavis_lite.datasets.builders.dialogue import ImageDialogueConfig
 from lavis_lite.datasets.builders.images import ImageDatasetConfig
 from lavis_lite.datasets.builders.questions import ImageQAConfig
-from lavis_lite.datasets.files.columnar import splits_in
+from lavis_lite.datasets.files.locate import splits_in
 from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.datasets.shards.scan import needs_index
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
@@ -94,10 +94,11 @@ def _choose_splits(path: Path, columns: Columns, section: ImageDatasetConfig) ->
     if column is None:
         return []
     form = FileFormat(section.delimiter, section.quoting, section.encoding)
-    values = split_values(path, column, form)
+    values, others = split_values(path, column, form)
     if values:
         section.split_column, section.split_values = column, values
-        return []
+        rows = ", ".join(f"{count} with {value!r}" for value, count in others.items())
+        return [f"rows of no split, which are not used: {rows}; split_values may name them"] if others else []
     return [f"column {column!r} holds other values than train, val and test, so that rows of all of them are used; to "
             "choose among them set split_column and split_values"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lavis_lite.datasets.annotations import readers, tables
+from lavis_lite.datasets.annotations import readers, tables, text_files
 from lavis_lite.datasets.annotations.kinds import Field, file_name, identifier, text, texts
 from lavis_lite.datasets.annotations.readers import read_rows
 from lavis_lite.datasets.annotations.rows import RowErrors, checked, checked_blocks, numbered_rows
@@ -20,8 +20,10 @@ from lavis_lite.errors import DataError
 FIELDS = [Field("image", file_name, "a%s"), Field("caption", texts), Field("image_id", identifier, required=False),
           Field("domain", text, required=False)]
 ODD: dict[str, list[Any]] = {
-    "a%s": ["a..b", "../a", "a/b.jpg", ["a"], "", None, "x" * 20_001, "ü"],
-    "caption": ["a: b", " ", ["one", "two"], [], 7, "\ud800", "日本", "\0", 'quo"te\\', "\n x"],
+    "a%s": ["a..b", "../a", "./a", "b//a", "a./b", "data:image/png;base64,//./",
+            "a/b.jpg", ["a"], "", None, "x" * 20_001, "ü"],
+    "caption": ["a: b", "['a', 'b']", ' ["a"]', "[a]", " ", ["one", "two"], [], 7, "\ud800",
+                "日本", "\0", 'quo"te\\', "\n x"],
     "image_id": [7, -2**63, 2**63, 3.0, 2.5, True, "000.0", "a", "1.2E+5", "a,b", None],
     "domain": ["in", "", None, 3]}
 
@@ -111,14 +113,15 @@ def test_files_decoded_in_blocks_are_those_decoded_one_by_one(layout: str, tmp_p
         path.write_text(text if layout == "lines" else f"[{text}]")
         found = []
         for chunk, after in ((60, 0), (60, 2), (0, 0)):
-            monkeypatch.setattr(readers, "CHUNK", chunk)
-            monkeypatch.setattr(readers, "ONE_BY_ONE", after)
+            monkeypatch.setattr(text_files, "CHUNK", chunk)
+            for module in (readers, text_files):
+                monkeypatch.setattr(module, "ONE_BY_ONE", after)
             if not chunk:
                 monkeypatch.setattr(readers, "decoded_lines", lambda lines: None)
-                monkeypatch.setattr(readers, "decoded_objects", lambda content: None)
+                monkeypatch.setattr(text_files, "decoded_objects", lambda content: None)
             found.append(rows_of(path))
         monkeypatch.setattr(readers, "decoded_lines", decoded_lines)
-        monkeypatch.setattr(readers, "decoded_objects", decoded_objects)
+        monkeypatch.setattr(text_files, "decoded_objects", decoded_objects)
         assert found[0] == found[1] == found[2]
         whole += len(found[0]) == 14
     assert 100 < whole < 390

@@ -27,13 +27,12 @@ from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageShardBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
+from lavis_lite.datasets.files.locate import shard_names
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.loading.loader import train_loader
-from lavis_lite.datasets.loading.randomness import sample_rng
-from lavis_lite.datasets.loading.sampler import GlobalSampler
+from lavis_lite.datasets.loading.sampler import GlobalSampler, sample_rng
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.shards import writer as shard_writer
-from lavis_lite.datasets.shards.dataset import shard_names
 from lavis_lite.datasets.shards.index import ARRAYS, INDEX, ShardIndex
 from lavis_lite.datasets.shards.scan import index_folder
 from lavis_lite.datasets.shards.writer import joined, make_plan, write_shards
@@ -149,6 +148,20 @@ def test_some_of_the_shards(folder, build, pattern, images):
     assert len(data) == 2 * images
     assert [data[index]["text_input"] for index in (0, len(data) - 1)] == [
         f"picture {8 - images}, caption 0", "picture 7, caption 1"]
+
+
+def test_a_folder_with_shards_of_several_splits_is_not_one_split(loose, tmp_path, build):
+    made = tmp_path / "both"
+    pack(loose, made)
+    shutil.move(made / "000000.tar", made / "val-000000.tar")
+    for number in (1, 2):
+        shutil.move(made / f"00000{number}.tar", made / f"train-00000{number - 1}.tar")
+    for path in {*made.glob("index*"), *made.glob("*.json"), *made.glob("*.safetensors")}:
+        path.unlink()
+    run_command("data", ["index", str(made)])
+    with pytest.raises(DataError, match=r"both has shards of several splits \(train, val\). Name those of one"):
+        build(made)
+    assert len(build(made / "train-{000000..000001}.tar")) == 10
 
 
 def test_patterns():
