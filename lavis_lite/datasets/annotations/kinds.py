@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import operator
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from lavis_lite.datasets.annotations.tables import QUOTE, Block, Row
 
@@ -36,6 +37,7 @@ class Field:
         required: whether every row must have it.
         named: whether the section names the column: then at least one row must have it.
         made: raw row -> raw value, if it is made of other columns; raises ValueError.
+        made_from: identifies `made`, beside `column`, if its values follow from the row; else tables are not cached.
     """
 
     key: str
@@ -44,6 +46,7 @@ class Field:
     required: bool = True
     named: bool = False
     made: Callable[[Row], Any] | None = None
+    made_from: str | None = None
 
     @functools.cached_property
     def name(self) -> str:
@@ -200,20 +203,35 @@ def faultless(rows: Sequence[tuple[int, int, Any]], fields: Sequence[Field], exp
         fields, explode: as `rows.read_table`.
     """
     try:
-        raws = [raw for _, _, raw in rows]
+        files, numbers, raws = zip(*rows, strict=True)
         present = [field for field in fields if field.required or field.name in raws[0]]
         columns = [[raw[field.name] for raw in raws] for field in present]
         written = [_WRITTEN[field.kind](column) for field, column in zip(present, columns, strict=True)]
-    except (IndexError, KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return None
     absent = [field.name for field in fields if field not in present]
-    if None in written or any(name in raw for name in absent for raw in raws) or any(
+    if not written or None in written or any(name in raw for name in absent for raw in raws) or any(
             field.made is not None for field in fields):
         return None
-    parts = [f"{QUOTE(field.key)}:{'[%s]' if field.kind is texts and field.key != explode else '%s'}".replace("%", "%%")
-             .replace("%%s", "%s") for field in present]
-    row = "{" + ",".join(parts) + "}"
-    return Block([(file, number) for file, number, _ in rows], [row % values for values in zip(*written, strict=True)])
+    return Block(list(zip(files, numbers, strict=True)), *_joined(present, cast("list[list[str]]", written), explode))
+
+
+def _joined(fields: Sequence[Field], columns: Sequence[list[str]], explode: str | None) -> tuple[str, list[int]]:
+    """(JSON of all rows, length of each), from the fields' values: columns side by side, with keys between them."""
+    keys, ending = list[str](), ""
+    for field in fields:
+        is_list = field.kind is texts and field.key != explode
+        keys.append(f"{ending}{',' if keys else '{'}{QUOTE(field.key)}:{'[' * is_list}")
+        ending = "]" * is_list
+    count, step = len(columns[0]), 2 * len(fields) + 1
+    pieces = [f"{ending}}}"] * (count * step)
+    for index, (key, column) in enumerate(zip(keys, columns, strict=True)):
+        pieces[2 * index::step], pieces[2 * index + 1::step] = [key] * count, column
+    lengths = map(len, columns[0])
+    for column in columns[1:]:
+        lengths = map(operator.add, lengths, map(len, column))
+    fixed = sum(map(len, keys)) + len(ending) + 1
+    return "".join(pieces), [length + fixed for length in lengths]
 
 
 def _texts(values: Sequence[Any]) -> list[str] | None:

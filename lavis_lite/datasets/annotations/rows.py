@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import itertools
 import warnings
@@ -114,9 +116,11 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
                                          for field in fields], explode)
         if by_column is not None:
             return by_column
-    names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named)
-             for field in fields]
-    known = (kept is not None or keep is None) and not any("<" in kind for _, _, kind, *_ in names)  # else a lambda
+    names = [(field.key, field.name, f"{field.kind.__module__}.{field.kind.__qualname__}", field.required, field.named,
+              field.made_from) for field in fields]
+    known = (kept is not None or keep is None) and not any(
+        "<" in kind or field.made and field.made_from is None  # "<": a lambda
+        for field, (_, _, kind, *_) in zip(fields, names, strict=True))
     made_from = repr((names, explode, kept if keep else "", form)) if known else None
     kinds = {field.key: field.kind.__name__ for field in fields} | ({explode: text.__name__} if explode else {})
 
@@ -175,11 +179,24 @@ def cached_table(files: Sequence[Path], made_from: str | None,
     if held is not None:
         return held
     errors = RowErrors()
-    table = RowTable(rows(errors), files, kinds)
+    with collector_paused():
+        table = RowTable(rows(errors), files, kinds)
     errors.stop_if_any()
     if not len(table):
         raise DataError(f"{', '.join(map(str, files))}: no rows{which}.")
     return _put_in_cache(table, path, made_of)
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Context manager: inside it Python does not look for garbage. Rows of JSON have no circles, and it looks often."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _cache_entry(files: Sequence[Path], made_from: str | None) -> tuple[Path | None, str]:

@@ -36,11 +36,13 @@ class Block(NamedTuple):
 
     Attributes:
         origins: (file number, row number) of each.
-        rows: each as JSON in ASCII, without spaces.
+        text: all of them as JSON in ASCII, without spaces.
+        lengths: how many characters of it each row has.
     """
 
     origins: list[tuple[int, int]]
-    rows: list[str]
+    text: str
+    lengths: list[int]
 
 
 class RowTable:
@@ -63,8 +65,8 @@ class RowTable:
         data, ends, origins = bytearray(), array("q", [0]), array("i")
         for item in rows:
             if isinstance(item, Block):
-                ends.extend(itertools.islice(itertools.accumulate(map(len, item.rows), initial=len(data)), 1, None))
-                data += "".join(item.rows).encode("ascii")
+                ends.extend(itertools.islice(itertools.accumulate(item.lengths, initial=len(data)), 1, None))
+                data += item.text.encode("ascii")
                 origins.extend(itertools.chain.from_iterable(item.origins))
             else:
                 data += ENCODE(item[2]).encode("ascii")

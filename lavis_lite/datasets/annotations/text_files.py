@@ -1,15 +1,17 @@
 """Annotation files -> text and strict JSON: byte-order marks, encodings, and what an editor would show as garbage.
 
-A JSON file is decoded element by element, so that a file of a gigabyte is never a gigabyte of objects. Byte-order marks
-and the line ends of all systems are accepted. Other line separators, such as U+2028, are part of a text.
+A JSON file is decoded about a thousand elements at a time, so that a file of a gigabyte is never a gigabyte of objects.
+Unusual elements are decoded one by one, by code that knows the messages. Byte-order marks and the line ends of all
+systems are accepted. Other line separators, such as U+2028, are part of a text.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,10 @@ from lavis_lite.io.files import check_regular
 Quoting = Literal["auto", "minimal", "none"]
 NumberedRow = tuple[int, Any]
 """(row number, row)"""
+CHUNK = 1 << 17
+"""characters of a file that are taken at once"""
+ONE_BY_ONE = 8
+"""chunks or blocks that are decoded one by one after something unusual"""
 _BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
                      (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 """UTF-32 before UTF-16, whose mark is the beginning of UTF-32's"""
@@ -73,12 +79,24 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
 def lines_of(content: str, keep_ends: bool = False) -> Iterator[str]:
     """The lines of a text, one at a time; they end as on Unix, Windows or old Macs, and nowhere else."""
+    if not keep_ends and "\r" not in content:
+        yield from _unix_lines(content)
+        return
     start = 0
     for found in _LINE_END.finditer(content):
         yield content[start:found.end() if keep_ends else found.start()]
         start = found.end()
     if start < len(content):
         yield content[start:]
+
+
+def _unix_lines(content: str) -> Iterator[str]:
+    """Lines that end in a line feed, found a chunk at a time."""
+    start = 0
+    while start < len(content):
+        end = content.find("\n", start + CHUNK) + 1 or len(content)
+        yield from content[start:end].removesuffix("\n").split("\n")
+        start = end
 
 
 def codec_of(content: bytes, encoding: str | None = None) -> str:
@@ -137,12 +155,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 _LENIENT = json.JSONDecoder().raw_decode
+_AFTER_KEY = ('":', " :", "\t:", "\n:", "\r:")
+_MARK = "NaN"
+_PARTED = object()
+_MARKED = json.JSONDecoder(
+    parse_constant={_MARK: _PARTED, "Infinity": math.inf, "-Infinity": -math.inf}.__getitem__).raw_decode
 
 
 def decoded(content: str, at: int) -> tuple[Any, int]:
     """As `DECODER.raw_decode`: (the value that begins at an index, the index after it).
 
-    An object with as many colons as keys has no key twice. Then no Python code sees its pairs, which halves the time.
+    If no key appears twice, no Python code sees its pairs, which halves the time.
 
     Raises:
         ValueError, RecursionError: see `json_error`.
@@ -151,9 +174,44 @@ def decoded(content: str, at: int) -> tuple[Any, int]:
         value, end = _LENIENT(content, at)
     except ValueError:
         return DECODER.raw_decode(content, at)  # says it, or finds another error before it
-    if type(value) is dict and content.count(":", at, end) == len(value):
+    if type(value) is dict and _unique_keys(content, at, end, len(value)):
         return value, end
     return DECODER.raw_decode(content, at)
+
+
+def decoded_objects(content: str) -> list[dict[str, Any]] | None:
+    """The elements of a JSON list of objects, decoded at once; None: read them one by one."""
+    return _objects(_LENIENT, content, slice(None))
+
+
+def decoded_lines(lines: list[str]) -> list[dict[str, Any]] | None:
+    """The objects of lines that have one each, decoded at once; None: read the lines one by one.
+
+    The lines are joined to a list with a mark between them, which no line has. If every second element is a mark, then
+    no mark is within an element, and each line is one element.
+    """
+    joined, parts = f",{_MARK},".join(lines), len(lines) - 1
+    return _objects(_MARKED, f"[{joined}]", slice(None, None, 2)) if joined.count(_MARK) == parts else None
+
+
+def _objects(decode: Callable[[str, int], tuple[Any, int]], content: str, which: slice) -> list[dict[str, Any]] | None:
+    """Those elements of a list that `which` says, if they are objects without a key twice and the others are marks."""
+    try:
+        values, end = decode(content, 0)
+    except (ValueError, RecursionError):
+        return None
+    objects = values[which]
+    if end < len(content) or set(map(type, objects)) != {dict} or values.count(_PARTED) != len(values) - len(objects):
+        return None
+    return objects if _unique_keys(content, 0, end, sum(map(len, objects))) else None
+
+
+def _unique_keys(content: str, at: int, end: int, keys: int) -> bool:
+    """Whether objects of so many keys surely have none twice: a bound on the pairs in the text is the number of keys.
+
+    A colon after a key follows a quotation mark or white space. Most colons in texts do not.
+    """
+    return content.count(":", at, end) == keys or keys == sum(content.count(mark, at, end) for mark in _AFTER_KEY)
 
 
 def json_error(error: Exception) -> str:
@@ -179,6 +237,8 @@ class Cursor:
 
     def __init__(self, path: Path, content: str) -> None:
         self.path, self.content, self.at = path, content, 0
+        self.between, self.one_by_one = "", 0
+        """what is between two elements of a list, with its braces; up to where elements are read one by one"""
         self.element: tuple[str, int] | None = None
         """(member, number) of the element of a list that is read now"""
 
@@ -216,15 +276,33 @@ class Cursor:
         self.at += 1
         number, mark = 0, "]" if self.mark() == "]" else ","
         while mark == ",":
+            for row in self._objects():
+                number += 1
+                yield number, row
             number += 1
             self.element = member, number
             row, mark = self.value(), self.mark()
             if mark not in (",", "]"):
                 raise DataError(f"{self.where()}: after this row a ',' or ']' is expected"
                                 + (f", not {mark!r}." if mark else ", but the file ends."))
+            before = self.at
             self.at += mark == ","
+            if mark == "," and self.mark() == "{":
+                self.between = self.content[before - 1:self.at + 1]
             yield number, row
         self.at, self.element = self.at + 1, None
+
+    def _objects(self) -> list[dict[str, Any]]:
+        """The objects from here to a chunk's last comma, if nothing about them is unusual, else none."""
+        end = self.content.rfind(self.between, self.at, self.at + CHUNK)
+        if not self.between or self.at < self.one_by_one or end < 0:
+            return []
+        rows = decoded_objects(f"[{self.content[self.at:end + 1]}]")
+        if not rows:
+            self.one_by_one = end + ONE_BY_ONE * CHUNK
+            return []
+        self.at = end + len(self.between) - 1
+        return rows
 
     def members(self, within: str | None) -> Iterator[tuple[str, Any]]:
         """(name, value) of the object that begins here; lists and `within` as in `read_members`."""

@@ -232,5 +232,6 @@ def with_pattern(section: str, fields: list[Field], patterns: str | Sequence[str
     except ConfigError as error:
         raise ConfigError(f"{section}.{error}") from error
     image = Field("image", file_name, " | ".join(pattern.patterns).replace("{split}", split),
-                  made=lambda row: pattern.fill({"split": split, **row}))
+                  made=lambda row: pattern.fill({"split": split, **row}),
+                  made_from=split if len(pattern.patterns) == 1 else None)  # several: by what files there are
     return [image, *(field for field in fields if field.key != "image")]

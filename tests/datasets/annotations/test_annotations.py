@@ -24,6 +24,7 @@ from lavis_lite.datasets.annotations.rows import (
     texts,
 )
 from lavis_lite.datasets.annotations.tables import ExplodedTable, MappedTable
+from lavis_lite.datasets.files.image_paths import with_pattern
 from lavis_lite.errors import DataError
 
 FIELDS = [Field("image", file_name), Field("caption", texts), Field("image_id", identifier, required=False)]
@@ -252,6 +253,23 @@ def test_a_filter_needs_a_name_to_be_kept(tmp_path, monkeypatch):
         assert rows(table)[0]["image"] == f"{name}.jpg" and isinstance(table, MappedTable)
     assert not isinstance(read_table([path], FIELDS, keep=lambda row: True), MappedTable)
     assert not isinstance(read_table([path], [Field("image", lambda value: value)]), MappedTable)
+
+
+def test_names_made_by_a_pattern_are_those_of_the_split_and_of_the_files_there_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(annotations, "CACHED_FROM", 50)
+    path = write(tmp_path, "a.json", [{"image_id": number, "caption": "a dog"} for number in range(3)])
+
+    def names(patterns: Any, split: str, *there: str) -> list[str]:
+        table = read_table([path], with_pattern("s", [Field("image_id", identifier)], patterns, split,
+                                                there.__contains__))
+        assert isinstance(table, MappedTable) is isinstance(patterns, str)
+        return [row["image"] for row in rows(table)]
+
+    for split in ("train", "val", "train"):
+        assert names("{split}/{image_id}.jpg", split) == [f"{split}/{number}.jpg" for number in range(3)]
+    for folder in ("a", "b"):
+        assert names(["a/{image_id}.jpg", "b/{image_id}.jpg"], "train", f"{folder}/0.jpg")[0] == f"{folder}/0.jpg"
 
 
 def test_a_cache_folder_that_cannot_be_written_is_no_fault(tmp_path, monkeypatch):

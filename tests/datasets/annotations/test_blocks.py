@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from lavis_lite.datasets.annotations import tables
+from lavis_lite.datasets.annotations import readers, tables, text_files
 from lavis_lite.datasets.annotations.kinds import Field, file_name, identifier, text, texts
 from lavis_lite.datasets.annotations.readers import read_rows
 from lavis_lite.datasets.annotations.rows import RowErrors, checked, checked_blocks, numbered_rows
 from lavis_lite.datasets.annotations.tables import Block, RowTable
-from lavis_lite.datasets.annotations.text_files import DECODER, decoded
+from lavis_lite.datasets.annotations.text_files import DECODER, decoded, decoded_lines, decoded_objects
+from lavis_lite.errors import DataError
 
 FIELDS = [Field("image", file_name, "a%s"), Field("caption", texts), Field("image_id", identifier, required=False),
           Field("domain", text, required=False)]
@@ -83,3 +84,44 @@ def test_a_file_of_plain_rows_is_read_in_blocks_alone(tmp_path: Path) -> None:
                             for at in range(2 * tables.BLOCK)))
     found = list(checked_blocks(numbered_rows([path]), [path], FIELDS, RowErrors(), "caption"))
     assert len(found) == 2 and all(isinstance(item, Block) for item in found)
+
+
+LINES = ['{"a": 1, "b": "x"}', '{"a": 2}', '{"a": "c: d"}', '{"a": "smile :)"}', '{"a": null}', '{"a": NaN}',
+         '{"a": 1, "a": 2}', '{"a": {"b": 1, "b": 2}}', '{"a" : "\\u007d"}', '{"a": [{"x": 1}', '{"y": 2}]}', "{}", "",
+         '{"a": 1}, NaN, {"b": 2}', '"\\u004eaN"', '{"a": 1},NaN,{"b": 2}', " ", '{"a": 1} ', "[1]", "3", '{"a": "',
+         '"}', '{"a": -Infinity}', '{"a": "}, {"}', '{"a": 1}, {"b": 2}']
+
+
+def rows_of(path: Path) -> list[str]:
+    """Rows in their order, or the error, as text: NaN differs from itself."""
+    try:
+        return [repr(row) for row in read_rows(path)]
+    except DataError as error:
+        return [str(error)]
+
+
+@pytest.mark.parametrize("layout", ["lines", "list", "loose list"])
+def test_files_decoded_in_blocks_are_those_decoded_one_by_one(layout: str, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "BLOCK", 4)
+    rng, whole = random.Random(0), 0
+    path = tmp_path / ("a.jsonl" if layout == "lines" else "a.json")
+    between = {"lines": "\n", "list": ", ", "loose list": " ,\n  "}[layout]
+    for _ in range(400):
+        odd = rng.choice([0, 0.1, 0.4])
+        text = between.join(rng.choice(LINES) if rng.random() < odd else rng.choice(LINES[:3]) for _ in range(14))
+        path.write_text(text if layout == "lines" else f"[{text}]")
+        found = []
+        for chunk, after in ((60, 0), (60, 2), (0, 0)):
+            monkeypatch.setattr(text_files, "CHUNK", chunk)
+            for module in (readers, text_files):
+                monkeypatch.setattr(module, "ONE_BY_ONE", after)
+            if not chunk:
+                monkeypatch.setattr(readers, "decoded_lines", lambda lines: None)
+                monkeypatch.setattr(text_files, "decoded_objects", lambda content: None)
+            found.append(rows_of(path))
+        monkeypatch.setattr(readers, "decoded_lines", decoded_lines)
+        monkeypatch.setattr(text_files, "decoded_objects", decoded_objects)
+        assert found[0] == found[1] == found[2]
+        whole += len(found[0]) == 14
+    assert 100 < whole < 390
