@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from tools import build_llm_tokenizer
 from tools.documents import Document, make_document
 from tools.llm_card import card
-from tools.llm_learners import HEADS, LEARNERS, WIDTH, Learner, Predictions
+from tools.llm_learners import HEAD_WIDTH, LEARNERS, WIDTHS, Learner, Predictions
 from tools.llm_scores import evaluate, save
 from tools.muon import Muon
 from tools.phases import PHASES, Phases
 
 SEED = 20261130
 BATCH_SIZE = 16
-STEPS = {"opt": 5500, "t5": 3000}
+STEPS = 5500
 WARMUP_STEPS = 50
 CONSTANT = 0.5
 """Share of the steps with the full learning rate, which then falls to zero linearly."""
@@ -55,7 +55,7 @@ def optimizers_of(model: nn.Module) -> list[torch.optim.Optimizer]:
     others = [weight for _, weight in named if id(weight) not in chosen]
     queries = {id(weight) for name, weight in named if name.endswith(".q.weight")}  # of a T5, which are far smaller
     groups = [([weight for weight in matrices if id(weight) not in queries], MATRIX_RATE),
-              ([weight for weight in matrices if id(weight) in queries], MATRIX_RATE * (WIDTH // HEADS) ** -0.5)]
+              ([weight for weight in matrices if id(weight) in queries], MATRIX_RATE * HEAD_WIDTH ** -0.5)]
     return [*(Muon(some, rate, weight_decay=0.05) for some, rate in groups if some),
             torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.05)]
 
@@ -72,7 +72,7 @@ def train(learner: Learner, steps: int, seed: int, log_every: int = 100) -> None
     optimizers = optimizers_of(model)
     schedules = [torch.optim.lr_scheduler.LambdaLR(one, lambda step: rate_at(step, steps)) for one in optimizers]
     start = time.perf_counter()
-    for step, documents in enumerate(batches(seed, steps, PHASES[learner.family]), 1):
+    for step, documents in enumerate(batches(seed, steps, PHASES), 1):
         loss = loss_of(learner.predict(documents, noise=True))
         model.zero_grad(set_to_none=True)
         loss.backward()
@@ -91,24 +91,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line: tokenizer, training, scores, card."""
     parser = argparse.ArgumentParser(description="train a mini language model")
     parser.add_argument("--family", choices=sorted(LEARNERS), required=True)
+    parser.add_argument("--small", action="store_true", help="half as wide")
     parser.add_argument("--out", type=Path, help="default: the package's own folder")
-    parser.add_argument("--steps", type=int, help=f"of {BATCH_SIZE} documents each")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH_SIZE} documents each")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--threads", type=int, default=1, help="1 is fastest where other jobs keep the cores busy")
     parser.add_argument("--test", type=int, default=500, help="scenes for the scores")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    folder = options.out or Path(__file__).parents[1] / "lavis_lite" / "assets" / "mini" / options.family
-    steps = options.steps or STEPS[options.family]
+    ending = "_small" if options.small else ""
+    folder = options.out or Path(__file__).parents[1] / "lavis_lite" / "assets" / "mini" / (options.family + ending)
     build_llm_tokenizer.build(folder, options.family)
     torch.manual_seed(options.seed)
-    learner = LEARNERS[options.family].create(os.fspath(folder))
+    learner = LEARNERS[options.family].create(os.fspath(folder), WIDTHS[ending])
     start = time.process_time()
-    train(learner, steps, options.seed)
+    train(learner, options.steps, options.seed)
     minutes = (time.process_time() - start) / 60
     save(learner, folder)
     scores = evaluate(learner, options.test)
-    text = card(learner, steps, BATCH_SIZE, options.seed, minutes, scores, options.test)
+    text = card(learner, options.steps, BATCH_SIZE, options.seed, minutes, scores, options.test)
     (folder / "CARD.md").write_text(text, encoding="utf-8")
     print(text)
 
