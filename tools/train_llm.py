@@ -30,7 +30,8 @@ STEPS = 5500
 WARMUP_STEPS = 50
 CONSTANT = 0.5
 """Share of the steps with the full learning rate, which then falls to zero linearly."""
-MATRIX_RATE, OTHER_RATE = 5e-3, 3e-3
+MATRIX_RATE, OTHER_RATE, DISTANCE_RATE = 5e-3, 3e-3, 3e-2
+"""Learning rates. Biases of distances must grow to several units, and steps of AdamW are as long as its rate."""
 
 
 def batches(seed: int, steps: int, phases: Phases) -> Iterator[list[Document]]:
@@ -52,12 +53,14 @@ def optimizers_of(model: nn.Module) -> list[torch.optim.Optimizer]:
     matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name and "bias" not in name
                 and "lm_head" not in name and "shared" not in name]
     chosen = {id(weight) for weight in matrices}
-    others = [weight for _, weight in named if id(weight) not in chosen]
+    others = [weight for name, weight in named if id(weight) not in chosen and "relative" not in name]
+    distances = [weight for name, weight in named if "relative" in name]  # the biases by which a T5 finds neighbours
     queries = {id(weight) for name, weight in named if name.endswith(".q.weight")}  # of a T5, which are far smaller
     groups = [([weight for weight in matrices if id(weight) not in queries], MATRIX_RATE),
               ([weight for weight in matrices if id(weight) in queries], MATRIX_RATE * HEAD_WIDTH ** -0.5)]
+    rest = [{"params": others, "weight_decay": 0.05}, {"params": distances, "lr": DISTANCE_RATE, "weight_decay": 0.0}]
     return [*(Muon(some, rate, weight_decay=0.05) for some, rate in groups if some),
-            torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.05)]
+            torch.optim.AdamW(rest, lr=OTHER_RATE, betas=(0.9, 0.98))]
 
 
 def rate_at(step: int, steps: int) -> float:
