@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +34,7 @@ def ensure_torchvision() -> None:
     """
     if "torchvision" in sys.modules:
         return
-    import_dynamo_late()
+    import_late()
     if operators_load():
         importlib.import_module("torchvision")
         return
@@ -84,20 +85,25 @@ def _exists(operator: str) -> bool:
     return hasattr(torch.ops.torchvision, operator.removeprefix(NAMESPACE))
 
 
-# --- torch's compiler -------------------------------------------------------------------------------------------------
+# --- modules that are imported once they are used ---------------------------------------------------------------------
 DYNAMO = "torch._dynamo"
 CALLED_LATER = {
     f"{DYNAMO}.utils": "is_compile_supported",  # imported by torchvision.ops
     f"{DYNAMO}._trace_wrapped_higher_order_op": "TransformGetItemToIndex",  # imported by transformers, for its masks
 }
 """module -> the one name that is imported from it and called later, or never"""
+MODELS = "transformers.models"
+"""looks through the files of all models when it is imported, although one model is wanted"""
 
 
-def import_dynamo_late() -> None:
-    """Put the light modules in their places. Does nothing if the real one is imported already."""
+def import_late() -> None:
+    """Put light modules in the places of heavy ones. One that is imported already stays."""
     if DYNAMO not in sys.modules:
         sys.modules[DYNAMO] = LateDynamo()
         sys.modules.update({name: LateFunction(name, function) for name, function in CALLED_LATER.items()})
+    package = None if MODELS in sys.modules else PathFinder.find_spec(MODELS.partition(".")[0])  # it is not imported
+    if package and (spec := PathFinder.find_spec(MODELS, package.submodule_search_locations)):
+        sys.modules[MODELS] = LatePackage(spec)
 
 
 def import_dynamo_now() -> ModuleType:
@@ -123,6 +129,29 @@ class Late(ModuleType):
         if name.startswith("__") and (self.__name__, name) != (DYNAMO, "__path__"):  # asked of all of sys.modules
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(self._real(), name)
+
+
+class LatePackage(Late):
+    """Stands for a package of which submodules are imported, and nothing else so far."""
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        super().__init__(spec.name)
+        self.__spec__, self.__path__ = spec, spec.submodule_search_locations or []
+
+    def _real(self) -> ModuleType:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        real = importlib.import_module(self.__name__)
+        for name, module in vars(self).items():
+            if isinstance(module, ModuleType):  # a submodule that was imported before
+                vars(real).setdefault(name, module)
+        return real
+
+    def __getattr__(self, name: str) -> Any:
+        submodule = f"{self.__name__}.{name}"
+        if not name.startswith("__") and PathFinder.find_spec(submodule, self.__path__):  # from package import name
+            return importlib.import_module(submodule)
+        return super().__getattr__(name)
 
 
 class LateFunction(Late):

@@ -12,8 +12,10 @@ import os
 import re
 import runpy
 import shlex
-import subprocess
+import signal
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -24,6 +26,7 @@ from PIL import Image
 from lavis_lite.cli.main import main, run_command
 from tests.end_to_end.conftest import ROOT, SMALL, environment
 from tests.helpers.processes import free_port
+from tests.helpers.threads import fork
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -175,6 +178,8 @@ def run(words: list[str]) -> int:
     """
     if words[:2] == ["torchrun", "--nproc_per_node=2"]:
         words = ["python", *words[2:]]
+    if words[:4] == ["python", "-m", "lavis_lite", "train"]:
+        words = ["python", "train.py", *words[4:]]
     if "train.py" in words:
         words = with_options(words, [], shown(" ".join(words)))
     elif "evaluate.py" in words and {"--run", "--run-dir", "--resume"} & set(words):  # of a training of this page
@@ -187,33 +192,63 @@ def run(words: list[str]) -> int:
     if words[0] == "python" and words[1] in ("train.py", "evaluate.py"):
         return run_command(words[1].removesuffix(".py"), words[2:])
     if words[:3] == ["python", "-m", "lavis_lite"] and words[3] in SERVERS:
-        return served(words, cache)
+        return served(words)
     if words[:3] == ["python", "-m", "lavis_lite"]:
         return main(words[3:])
     assert words[0] == "python", words
-    if words[1] != "-m":  # a script registers its classes once, as a module of the recipe
-        return subprocess.run([sys.executable, *words[1:]], timeout=240, check=False).returncode
-    with mock.patch.object(sys, "argv", words[2:]):
+    if words[1] == "-m":
+        return run_as_main(runpy.run_module, words[2:])
+    words = [FEWER.get(word, word) for word in words]
+    child = forked(lambda: run_as_main(runpy.run_path, words[1:]))  # a recipe imports the script's classes once more
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+FEWER = {"2000": "200"}
+"""rows that a script writes"""
+
+
+def run_as_main(runner: Callable[..., object], words: list[str]) -> int:
+    """Run a module or a script as the program, with the rest of the words as its arguments."""
+    with mock.patch.object(sys, "argv", words):
         try:
-            runpy.run_module(words[2], run_name="__main__")
+            runner(words[0], run_name="__main__")
         except SystemExit as left:
             return int(left.code or 0)
     return 0
+
+
+def forked(work: Callable[[], int], stderr: int | None = None) -> int:
+    """Process id of a fork that does this: an interpreter would take seconds to import what is here already."""
+    child = fork()
+    if child:
+        return child
+    code = 1
+    try:
+        if stderr is not None:
+            os.dup2(stderr, 2)
+            sys.stderr = os.fdopen(stderr, "w", buffering=1)
+        code = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 SERVERS = {"demo": "gradio", "serve": "uvicorn"}
 """commands that run until they are stopped -> the package that each needs"""
 
 
-def served(words: list[str], cache: Path) -> int:
+def served(words: list[str]) -> int:
     """Start a command that serves, and stop it when it is ready; 0 as well if its package is not installed."""
     if importlib.util.find_spec(SERVERS[words[3]]) is None:
         return 0
-    command = [sys.executable, *words[1:], "--port", str(free_port())]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(cache)) as process:
-        assert process.stderr is not None
-        ready = any("Ctrl+C stops it" in line for line in process.stderr)
-        process.terminate()
+    said, stderr = os.pipe()
+    child = forked(lambda: main([*words[3:], "--port", str(free_port())]), stderr)
+    os.close(stderr)
+    with open(said) as lines:
+        ready = any("Ctrl+C stops it" in line for line in lines)
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
     return 0 if ready else 1
 
 

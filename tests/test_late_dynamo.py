@@ -1,4 +1,4 @@
-"""torch's compiler stays out of a process until something is compiled, and then works as ever."""
+"""torch's compiler and the list of transformers' models are imported once they are used, and then work as ever."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lavis_lite.torchvision_shim import DYNAMO, import_dynamo_late
+from lavis_lite.torchvision_shim import DYNAMO, import_late
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LATE = "import sys\nfrom lavis_lite.torchvision_shim import import_dynamo_late\nimport_dynamo_late()\n"
+LATE = "import sys\nfrom lavis_lite.torchvision_shim import import_late\nimport_late()\n"
 LOADED = "'torch._dynamo.eval_frame' in sys.modules"
 
 
@@ -68,5 +68,18 @@ print(traced, type(torch._dynamo).__name__)""")
 def test_one_that_is_imported_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     real = types.ModuleType(DYNAMO)
     monkeypatch.setitem(sys.modules, DYNAMO, real)
-    import_dynamo_late()
+    import_late()
     assert sys.modules[DYNAMO] is real
+
+
+def test_the_files_of_all_models_are_not_read_for_one_of_them() -> None:
+    found = run(LATE + """
+import transformers
+opt = transformers.OPTConfig
+package = sys.modules["transformers.models"]
+print(type(package).__name__)
+assert package.opt.OPTConfig is opt is package.OPTConfig, "a name that is no submodule needs the list"
+from transformers.models import bert
+assert bert.BertConfig is transformers.BertConfig and transformers.models.opt.OPTConfig is opt
+print(type(sys.modules["transformers.models"]).__name__)""")
+    assert found.split() == ["LatePackage", "_LazyModule"]

@@ -172,10 +172,14 @@ def test_the_wheel_says_what_it_is(metadata: Message) -> None:
 def test_recipes_are_found_from_any_folder(environment: Path, tmp_path: Path) -> None:
     """By short name, by the path of a checkout, as `base:`, and with modules of their own."""
     (tmp_path / "own.yaml").write_text("base: projects/blip2/stage1.yaml\nrun: {seed: 7}\n")
-    for recipe in ("stage1", "projects/blip2/stage1.yaml", "own.yaml", "flamingo/mini"):
-        shown = run(environment / "lavis-lite", "train", recipe, "--print-config", cwd=tmp_path)
-        assert "run.max_iters: " in shown and (recipe != "own.yaml" or "run.seed: 7" in shown)
-    assert "blip2/stage1 " in run(environment / "lavis-lite", "recipes", cwd=tmp_path)
+    recipes = ("stage1", "projects/blip2/stage1.yaml", "own.yaml", "flamingo/mini")
+    code = ("from lavis_lite.cli.main import main\n"  # one interpreter for all
+            f"for one in {recipes!r}:\n    print('#', one); assert main(['train', one, '--print-config']) == 0\n"
+            "print('# recipes'); assert main(['recipes']) == 0")
+    printed = run(environment / "python", "-c", code, cwd=tmp_path)
+    shown = dict(part.split("\n", 1) for part in printed[2:].split("\n# "))
+    assert [recipe for recipe in recipes if "run.max_iters: " not in shown[recipe]] == []
+    assert "run.seed: 7" in shown["own.yaml"] and "blip2/stage1 " in shown["recipes"]
 
 
 def test_from_an_empty_folder_to_a_trained_model(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import contextlib
+import io
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from tests.helpers.processes import run_processes
 from tools import reference_pages
 from tools.reference_pages import FOLDER, field_docs, one_line, table
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -25,11 +23,18 @@ class Section:
     path: str = "a"
 
 
+def differences() -> str:
+    """What the check prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = reference_pages.run(["--check"])
+    assert code == bool(said.getvalue())
+    return said.getvalue()
+
+
 def test_the_pages_are_current() -> None:
     """In a process of its own: other tests register classes of theirs."""
-    done = subprocess.run([sys.executable, "-m", "tools.reference_pages", "--check"], cwd=ROOT, text=True,
-                          capture_output=True, check=False)
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}run: python -m tools.reference_pages"
+    [found] = run_processes(differences, 1, timeout=280)
+    assert found == "", f"{found}run: python -m tools.reference_pages"
 
 
 def test_fields_are_read_with_default_and_meaning() -> None:

@@ -63,6 +63,7 @@ def modules_page() -> str:
 
 
 # configuration --------------------------------------------------------------------------------------------------------
+@functools.cache
 def field_docs(section: type) -> dict[str, tuple[str, str, str]]:
     """field -> (type, default, meaning) of the fields that a section's own class body declares."""
     body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
@@ -220,13 +221,14 @@ def datasets_page() -> str:
              "of its files where they are on this machine. Relative paths are looked up in the working folder, then\n"
              "in the cache root. For licences see the sources that texts and links name.\n"]
     names = dataset_names()
-    builders = sorted({entry.builder for name in names for entry in data_list.entries_of(name)})
+    entries = {name: data_list.entries_of(name) for name in names}
+    builders = sorted({entry.builder for types in entries.values() for entry in types})
     keys = {builder: data_card.sample_keys(builder) for builder in builders}
     rows = [f"| `{builder}` | {found.get('training', '')} | {found.get('evaluation', '')} |"
             for builder, found in keys.items() if found]
     parts.append("\n".join(["| builder | keys of a training sample | keys of an evaluation sample |", "|---|---|---|",
                             *rows]) + "\n")
-    cards = [data_card.card(name, level="##", with_keys=False)
+    cards = [data_card.card(name, entries[name], level="##", with_keys=False)
              + (f"\n`{name}_instruct` has instructions around its texts.\n" if f"{name}_instruct" in names else "")
              for name in names if name.removesuffix("_instruct") == name or name.removesuffix("_instruct") not in names]
     return "\n".join([*parts, *cards])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from lavis_lite.checkpoints.formats.key_maps import (
     language_prefix,
     to_lavis,
 )
+from lavis_lite.checkpoints.manifest import CONFIG, WEIGHTS, json_object, safetensors_metadata
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra, take_off_wrappers
 from lavis_lite.checkpoints.report import (
     LoadReport,
@@ -31,14 +33,18 @@ from lavis_lite.checkpoints.report import (
     rename_command,
     seems_to_be,
 )
+from lavis_lite.config.layers import read_yaml
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
 from lavis_lite.models.base import BaseModel, frozen_roots
 from lavis_lite.models.vision.encoder import VisionEncoder
+from lavis_lite.registry import registry
 
 LAVIS_STARTS = ("Qformer.", "visual_encoder.")
 HF_STARTS = ("qformer.encoder.", "vision_model.")
 """what names of a whole model begin with, by layout"""
+UNSEEN = {"qformer_heads": "num_heads", "qformer_layer_norm_eps": "layer_norm_eps"}
+"""keys of a section that no tensor's shape shows -> what the Q-Former calls them"""
 
 
 def load_checkpoint(model: BaseModel, source: str | Path, *, allowed_missing: Iterable[str] = (),
@@ -65,11 +71,51 @@ def load_checkpoint(model: BaseModel, source: str | Path, *, allowed_missing: It
 
 
 def refuse_other_settings(model: object, source: str | Path) -> None:
-    """Raise a CheckpointError if a folder of transformers' BLIP-2 was made with other settings than the model's."""
+    """Refuse a checkpoint that records settings which no tensor's shape shows, and which are not the model's.
+
+    Raises:
+        CheckpointError: of a folder of transformers' BLIP-2, or of a file or run's checkpoint of this project.
+    """
     if (Path(source) / "config.json").is_file():
         from lavis_lite.checkpoints.formats import hf_fields  # only folders of transformers have settings
 
         hf_fields.refuse_other_settings(model, source)
+    section = recorded_section(Path(source).expanduser())
+    if section.get("arch") not in registry.list_models():
+        return
+    config = registry.get_model_class(section["arch"]).config_class
+    if getattr(model, "language_model", None) is not None and not section.get("llm_model"):
+        from lavis_lite.checkpoints.formats.language_fit import refuse_other_kind  # imports the language models
+
+        refuse_other_kind(model, config, source)
+    errors = [f"model.{key} was {was!r} (here {now!r})" for key, was, now in _unseen(model, config, section)
+              if was != now]
+    if errors:
+        raise CheckpointError(f"{source}: {'; '.join(errors)}. The tensors would fit, and the outputs would be others. "
+                              "Give the section model these values.")
+
+
+def _unseen(model: object, config: type, section: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, recorded value, the model's) of settings that no tensor's shape shows."""
+    if not section.keys() - {"arch", "model_type"}:  # a packaged checkpoint names its type only
+        return
+    cfg = getattr(getattr(model, "qformer", None), "cfg", None)
+    for key, name in UNSEEN.items():
+        if cfg is not None and key in dir(config):
+            yield key, section.get(key, getattr(config, key)), getattr(cfg, name)
+    lora = getattr(getattr(getattr(model, "language_model", None), "load_options", None), "lora", None)
+    if lora is not None and (section.get("lora") is not None or section.get("llm_train") == "lora"):
+        yield "lora.alpha", (section.get("lora") or {}).get("alpha", type(lora).alpha), lora.alpha
+
+
+def recorded_section(source: Path) -> dict[str, Any]:
+    """The section `model` that a file or a run's checkpoint records; empty if it has none."""
+    texts = (safetensors_metadata(file).get("lavis_lite") for file in (source, source / WEIGHTS))
+    content = next((json_object(text, source) for text in texts if text), {})
+    if not content and (source / CONFIG).is_file():
+        content = read_yaml(source / CONFIG)
+    section = content.get("model")
+    return section if isinstance(section, dict) else {}
 
 
 def load_state(model: BaseModel, tensors: Mapping[str, Tensor] | Content, source: str, *,

@@ -7,6 +7,7 @@ tags, no text that no file name, terminal or file can hold, no interpolation tha
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,11 +151,17 @@ def _require_file(path: Path, wanted_by: str) -> None:
 def _parsed(text: str, where: str) -> Any:
     """The plain containers of a YAML text, interpolations kept as text."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+        content = _read(text)
     except YAML_ERRORS as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ConfigError(f"{where}: cannot be read as YAML: {reason[:400]}") from error
-    return plain(content, where)
+    return plain(content, where)  # containers of its own
+
+
+@functools.lru_cache(maxsize=256)
+def _read(text: str) -> Any:
+    """As `_parsed`, shared: a composition reads bases and model types again and again, and parsing takes longest."""
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
 
 
 def base_chain(path: Path) -> list[Layer]:

@@ -98,7 +98,7 @@ def image_number(space: str, image: str) -> int:
         space: the image folder as the configuration names it.
         image: the file's name in it.
     """
-    digest = hashlib.blake2b(f"{space.rstrip('/')}/{image}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{space.removeprefix('./').rstrip('/')}/{image}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lavis_lite.distributed.collectives import peer_is_gone, rank_is_gone
 from lavis_lite.errors import DistributedError
 from lavis_lite.process.children import follow_parent, remove_stale_folders
-from lavis_lite.process.exits import cause_of, native_threads_started, stop_signals_ignored
+from lavis_lite.process.exits import cause_of, stop_signals_ignored
 from lavis_lite.process.launch import Launch, launch_from_environment
 
 
@@ -56,7 +56,6 @@ def init(device: torch.device, timeout_minutes: float = 10.0, rendezvous_minutes
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise DistributedError(f"rank {launch.rank} of {launch.world_size} met the others at {address}, but no "
                                    f"group could be made: {error}") from error
-        native_threads_started()
         _State.store = store
     return launch
 

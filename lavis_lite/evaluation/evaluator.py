@@ -13,7 +13,7 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.policy import BadSampleAccount
 from lavis_lite.datasets.loading.sampler import PendingBatches
-from lavis_lite.datasets.protocols import MapDataset
+from lavis_lite.datasets.protocols import Hashed, MapDataset
 from lavis_lite.device import Precision, seed_position, to_device
 from lavis_lite.errors import ConfigError, ContractError, DataError, TextTooLongError, did_you_mean
 from lavis_lite.evaluation.fingerprint import eval_fingerprint
@@ -165,7 +165,7 @@ class Evaluator:
     def _one(self, name: str, dataset: MapDataset, split: str, step: int) -> dict[str, float]:
         self.task.before_evaluation(dataset, split)
         evaluated = self.task.evaluated(dataset)
-        progress = self.task.progress = self._progress(name, len(evaluated), split, step)
+        progress = self.task.progress = self._progress(name, evaluated, split, step)
         try:
             rows = self._predict(evaluated, split, step, progress)
             progress.stop_if_requested()
@@ -178,11 +178,13 @@ class Evaluator:
             self.task.progress = ProgressHandle()
             progress.close()
 
-    def _progress(self, name: str, samples: int, split: str, step: int) -> EvalProgress:
+    def _progress(self, name: str, dataset: MapDataset, split: str, step: int) -> EvalProgress:
         fingerprint: dict[str, Any] = {}
         if distributed.is_main():
-            fingerprint = eval_fingerprint(self.cfg, self.model, name, samples, split=split, step=step, **{
-                "data set": name, "device": self.device.type, "precision": str(self.precision.dtype)})
+            content = dataset.content_hash() if isinstance(dataset, Hashed) else None
+            fingerprint = eval_fingerprint(self.cfg, self.model, name, len(dataset), split=split, step=step, **{
+                "content of the rows": content, "data set": name, "device": self.device.type,
+                "precision": str(self.precision.dtype)})
         checkpoint = EvalCheckpoint(self.run_dir, f"{split}_{name}_step{step}",
                                     distributed.broadcast_object(fingerprint), self.run.evaluate, distributed.rank())
         progress = EvalProgress(checkpoint, self.run.resume_evaluation, self.tracker, f"{split} {name}", self.stop_code)

@@ -9,6 +9,7 @@ data sets with one answer per question.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ def answer_score(prediction: str, answers: Sequence[str | Mapping[str, Any]], ru
 def chosen_rule(rule: AnswerRule, annotators: Iterable[int]) -> Rule:
     """The rule itself. For `auto`, official if every question has at least four annotators, else exact.
 
-    With fewer annotators no answer could score 1 by the official rule, which leaves one out.
+    With fewer annotators no answer could score 1 by the official rule, which leaves one out. A warning tells if a
+    minority of the questions decides so: exact gives far higher numbers.
 
     Args:
         rule: one of RULES, or auto.
@@ -156,7 +158,12 @@ def chosen_rule(rule: AnswerRule, annotators: Iterable[int]) -> Rule:
         ConfigError: unknown rule; the message names the nearest.
     """
     if rule == "auto":
-        return "official" if min(annotators, default=0) > AGREEING else "exact"
+        few = [count <= AGREEING for count in annotators]
+        if few and 0 < sum(few) < len(few) / 2:
+            warnings.warn(f"{sum(few)} of {len(few)} questions have fewer than {AGREEING + 1} answers, so the rule "
+                          "auto scores all by exact: one annotator's answer is enough. For the VQA accuracy set "
+                          "run.vqa_rule=official.", stacklevel=3)
+        return "official" if few and not any(few) else "exact"
     if rule not in RULES:
         raise ConfigError(f"unknown rule {rule!r} for answers; {did_you_mean(rule, [*RULES, 'auto'])}")
     return rule

@@ -28,6 +28,7 @@ from lavis_lite.redaction import mask
 SUCCESS, UNEXPECTED, USER_ERROR, PROBLEMS = 0, 1, 2, 3
 """PROBLEMS: the command did its work and reported problems with a part of its input"""
 HANGUP, INTERRUPTED, UNREAD, TERMINATED = 129, 130, 141, 143
+UNWRITTEN = 120  # Python's own code for output that could not be written
 GRACE = 3.0
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -108,6 +109,10 @@ def open_closed_streams() -> None:
 def leave(code: int) -> NoReturn:
     """End the process with an exit code that no late signal changes.
 
+    It does what Python does before its teardown: wait for threads, call `atexit` functions, flush. The teardown itself
+    would take the 3,000 modules of torch and transformers apart, for a second. A thread of gloo or NCCL that asks for
+    the interpreter's lock meanwhile would abort the process ("terminate called without an active exception").
+
     After an error, libraries get `GRACE` seconds to finish, so a thread that never ends does not block the exit.
     """
     if code != SUCCESS:
@@ -118,31 +123,14 @@ def leave(code: int) -> NoReturn:
         for number in STOP_SIGNALS:
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_IGN)
-    if _Native.threads:
-        _end_without_teardown(code)
-    sys.exit(code)
-
-
-class _Native:
-    threads = False
-
-
-def native_threads_started() -> None:
-    """Note that a library's threads may hold Python objects when the process ends (gloo's and NCCL's do).
-
-    If such a thread asks for the interpreter's lock during teardown, Python stops it in the middle of C++ code. C++
-    then aborts the process with signal 6 ("terminate called without an active exception"), although the run succeeded.
-    """
-    _Native.threads = True
-
-
-def _end_without_teardown(code: int) -> NoReturn:
-    """Do what Python does before its teardown: wait for threads, call `atexit` functions, flush; then exit."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # no terminal any more
+        try:
             stream.flush()
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", errno.EIO) != errno.EIO:  # EIO: no terminal any more
+                code = code or UNWRITTEN
     os._exit(code)
 
 

@@ -298,7 +298,8 @@ class Runner:
             self._end_here()
         first = self.run.valid_splits[0]
         value = metrics[first].get(AGGREGATE)
-        if value is not None and value == value and (self.best is None or value > self.best["metric"]):
+        before = self.best if self.best is not None and self.best["split"] == first else None  # else not comparable
+        if value is not None and value == value and (before is None or value > before["metric"]):
             self.best = {"step": self.step, "metric": value, "split": first}
             self._save()
         elif after_resume:

@@ -55,6 +55,8 @@ class TrainState:
         self.micro_batch = distributed.world_size() * run.batch_size_train
         global_batch = self.micro_batch * run.accum_grad_iters
         ratios = mixing_ratios(cfg, names, sizes)
+        if ratios is None:
+            refuse_lost_targets(names, self.datasets)
         blocks = None if run.shuffle_window is None else [shard_sizes(dataset) for dataset in self.datasets]
         self.order = GlobalSampler(sizes, run.seed, global_batch, ratios, blocks, run.shuffle_window or 0)
         self.fingerprint: dict[str, Any] = {"sizes": sizes, "seed": run.seed, "global batch": global_batch,
@@ -86,6 +88,22 @@ def training_sets(run: RunConfig, datasets: Datasets) -> tuple[list[str], list[A
         present = sorted({split for splits in datasets.values() for split in splits})
         raise ConfigError(f"run.train_splits is {run.train_splits}, but the data sets have {present}.")
     return [name for name, _ in found], [dataset for _, dataset in found]
+
+
+def refuse_lost_targets(names: Sequence[str], datasets: Sequence[object]) -> None:
+    """Refuse sets that shuffled together would lose their targets: a batch keeps the keys that all samples have.
+
+    Raises:
+        ConfigError: some sets have text_output, and others do not.
+    """
+    keys = {name: getattr(dataset, "sample_keys", ()) for name, dataset in zip(names, datasets, strict=True)}
+    with_target = [name for name, own in keys.items() if "text_output" in own]
+    without = [name for name, own in keys.items() if own and "text_output" not in own]
+    if with_target and without:
+        raise ConfigError(f"samples of {', '.join(with_target)} have a text_output to learn after their text_input, "
+                          f"and those of {', '.join(without)} do not. Shuffled together, all would be learned as "
+                          "captions. Give every step one data set (run.train_dataset_ratios, or run.sampling=size), or "
+                          f"give {without[0]} an instruction, as its *_instruct twin has.")
 
 
 def annotation_hashes(names: list[str], datasets: list[Any]) -> list[list[Any]]:

@@ -108,7 +108,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         return own
 
     def right(self, question: Row, dataset: Choices, row: Row) -> set[int]:
-        """Indices of the right candidates; none if the data set's answer_list lacks the answer.
+        """Indices of the right candidates, equal texts included; none if the data set's answer_list lacks the answer.
 
         Raises:
             DataError: the right answer is not among the row's or the run's candidates.
@@ -118,7 +118,8 @@ class RankingTask(WritingTask[Ranker, Choices]):
             if label is None or not 0 <= label < len(row["scores"]):
                 raise DataError(f"{location_of(dataset, row['index'])}: its right answer (label {label}) is not among "
                                 f"its {len(row['scores'])} candidates.")
-            return {label}
+            own = self.texts(question)
+            return {index for index, text in enumerate(own) if text == own[label]}
         answers = set(question["answers"])
         found = {index for index, text in enumerate(self._shared) if text in answers}
         if not found and self.cfg.candidates is not None:
@@ -242,6 +243,11 @@ class DialogueTask(RankingTask):
         if not dataset.has_answers:
             return self.submitted(ranked)
         return [self._choice(row, dataset) | one for row, one in zip(rows, ranked, strict=True)]
+
+    def right(self, question: Row, dataset: Choices, row: Row) -> set[int]:
+        """The labelled candidate alone, as the challenge counts it: an equal text in another place is another one."""
+        found = super().right(question, dataset, row)
+        return found & {question.get("label")} or found
 
     def sample_scores(self, rank: int, question: Row) -> dict[str, float]:
         """Reciprocal rank, and whether it is among the first."""

@@ -213,7 +213,7 @@ def draw(rows: Rows, picture: Path) -> bool:
     from matplotlib.figure import Figure
 
     metrics = [row for row in rows if "split" in row and isinstance(row.get("agg_metrics"), int | float)]
-    figure = Figure(figsize=(8, 7 if not metrics else 9), layout="constrained")
+    figure = Figure(figsize=(8, 7 if not metrics else 9))
     FigureCanvasAgg(figure)  # no display, and no global pyplot state in a notebook
     panels = figure.subplots(2 + bool(metrics), 1, sharex=True, height_ratios=[3, 1] + [1.5] * bool(metrics))
     for name, (steps, values) in losses.items():
@@ -228,6 +228,7 @@ def draw(rows: Rows, picture: Path) -> bool:
     panels[-1].set_xlabel("optimizer step")
     for panel in panels:
         panel.grid(alpha=0.3)
+    figure.subplots_adjust(left=0.13, right=0.97, bottom=0.07, top=0.95, hspace=0.08)  # finding a layout draws twice
     figure.savefig(picture, dpi=120)
     return True
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from lavis_lite import load_model
 from lavis_lite.checkpoints import weights
 from lavis_lite.checkpoints.weights import WeightFile, build_model, localised, required_weights
 from lavis_lite.config.compose import compose
 from lavis_lite.errors import CheckpointError, DataError
 from lavis_lite.models.blip2.config import Blip2Config, Blip2OPTConfig, Blip2QformerConfig
+from lavis_lite.models.language.families import Lora
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -152,6 +155,28 @@ def test_instruction_tuning_takes_its_text_half_from_stage_1_and_the_rest_from_s
     assert torch.equal(model.language_projection.weight, stage2.language_projection.weight)
     with pytest.raises(CheckpointError, match="text_ffn"):
         build_model(writer(pretrained=two, qformer_text_input=True))
+
+
+@pytest.mark.parametrize(("arch", "checkpoint"), [("blip2_t5", "stage2_opt"), ("blip2_opt", "stage2_t5")])
+def test_a_projection_to_another_kind_of_language_model_is_refused_although_it_fits(arch: str, checkpoint: str) -> None:
+    with pytest.raises(CheckpointError, match="over a language model of another kind"):
+        load_model(arch, "mini", checkpoint=f"mini/{checkpoint}")
+
+
+def test_settings_that_no_shape_shows_are_compared_with_those_that_a_checkpoint_records(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model = build_model(writer())
+    record = {"model": {"arch": "blip2_opt", "qformer_heads": model.qformer.cfg.num_heads // 2}}
+    save_file({name: value.clone() for name, value in model.trainable_state().items()}, tmp_path / "a.safetensors",
+              {"lavis_lite": json.dumps(record)})
+    with pytest.raises(CheckpointError, match=r"model.qformer_heads was 2 \(here 4\); model.qformer_layer_norm_eps"):
+        build_model(writer(pretrained=str(tmp_path / "a.safetensors"), qformer_layer_norm_eps=1e-5))
+    build_model(writer(pretrained=str(tmp_path / "a.safetensors"), qformer_heads=2))
+    record["model"] |= {"llm_train": "lora", "qformer_heads": 4}
+    save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors", {"lavis_lite": json.dumps(record)})
+    with pytest.raises(CheckpointError, match=r"model.lora.alpha was 32 \(here 8\)"):
+        build_model(writer(pretrained=str(tmp_path / "b.safetensors"), llm_train="lora", lora=Lora(alpha=8)))
 
 
 def test_a_stage_2_checkpoint_without_its_projection_is_refused(tmp_path: Path) -> None:

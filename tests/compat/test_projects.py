@@ -21,6 +21,7 @@ from lavis_lite.cli.main import main, run_command
 from lavis_lite.torchvision_shim import ensure_torchvision
 from tests.compat import made_data
 from tests.end_to_end.conftest import environment, read_log
+from tests.helpers.processes import run_processes
 
 PROJECTS = Path(__file__).parent / "projects"
 QUIET = ["run.tensorboard=false", "run.log_freq=1", "run.report=false"]
@@ -122,17 +123,19 @@ def test_the_dialogue_tutorial(workplace: Path) -> None:
     assert len((run / "evaluate.txt").read_text().splitlines()) == 3  # by the task itself: steps 3, 6, and 6 resumed
 
 
+def train_as_rank(words: list[str], env: dict[str, str]) -> int:
+    """In a process that has torchrun's variables and the search path of this one."""
+    os.environ.update(env)
+    return run_command("train", words)
+
+
 @pytest.mark.slow
 def test_two_ranks_see_what_one_sees(workplace: Path) -> None:
     made_data.make_align(workplace / "data" / "align")
     alone = train("minigpt4ish", "run.max_iters=1", "run.valid_splits=[]")
-    words = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "lavis_lite", "train", "--cfg-path",
-             str(PROJECTS / "minigpt4ish" / "train.yaml"), "--options", *QUIET, "run.output_dir=two",
+    words = ["--cfg-path", str(PROJECTS / "minigpt4ish" / "train.yaml"), "--options", *QUIET, "run.output_dir=two",
              "run.batch_size_train=2", "run.max_iters=1"]
-    paths = os.pathsep.join([str(PROJECTS), environment(workplace)["PYTHONPATH"]])
-    done = subprocess.run([sys.executable, *words], env=environment(workplace, PYTHONPATH=paths), text=True,
-                          capture_output=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    assert run_processes(train_as_rank, 2, words, environment(workplace), timeout=240) == [0, 0]
     one, two = (json.loads((next(Path(folder).iterdir()) / "log.jsonl").read_text().splitlines()[0])["loss"]
                 for folder in (alone.parent, "two"))
     assert two == pytest.approx(one, rel=0.1)  # each rank draws its own prompt

@@ -218,6 +218,24 @@ def test_parquet_files_of_the_hub(tmp_path):
     assert splits_in(tmp_path / "tars") == {}  # img2dataset writes a table beside each tar
 
 
+@pytest.mark.parametrize(("names", "splits"), [
+    (["train", "validation", "test"], {"train": ["train"], "val": ["validation"], "test": ["test"]}),
+    (["flickr_test", "flickr_train_0", "flickr_train_1"],
+     {"train": ["flickr_train_0", "flickr_train_1"], "test": ["flickr_test"]}),
+    (["part-0", "part-1"], {"train": ["part-0", "part-1"]}),
+    (["data", "test"], {"train": ["data"], "test": ["test"]}),
+    (["more", "train", "val"], {"more": ["more"], "train": ["train"], "val": ["val"]}),
+    (["latest"], {"train": ["latest"]}), (["train_val"], {"train": ["train_val"]})])
+def test_files_of_other_splits_are_not_trained_on(tmp_path, names, splits):
+    for name in names:
+        write(tmp_path / f"{name}.parquet", captions(1))
+    assert splits_in(tmp_path) == {split: [tmp_path / f"{name}.parquet" for name in own]
+                                   for split, own in splits.items()}
+    if len(splits) > 1:
+        with pytest.raises(DataError, match="has several splits"):
+            custom(str(tmp_path)).build("train", True)
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_damaged_files(tmp_path, name):

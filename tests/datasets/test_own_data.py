@@ -19,6 +19,7 @@ from lavis_lite.config.schema import BuildInfo, FileConfig, ProcessorPair
 from lavis_lite.datasets.annotations.columns import guess_columns, split_values
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.dialogue import ImageDialogueBuilder, ImageDialogueConfig
+from lavis_lite.datasets.validate.recipe import guess
 from lavis_lite.errors import ConfigError, DataError
 
 COLORS = ("red", "green", "blue", "yellow")
@@ -120,8 +121,25 @@ def test_other_columns_that_would_fit_are_named(folder: Path) -> None:
 def test_split_columns_are_those_with_names_of_splits(folder: Path) -> None:
     rows = [{"image": "x", "split": name} for name in ("train", "validation", "test")]
     path = write_csv(folder / "a.csv", rows)
-    assert split_values(path, "split") == {"train": "train", "val": "validation", "test": "test"}
-    assert split_values(write_csv(folder / "b.csv", [*rows, {"image": "x", "split": "other"}]), "split") == {}
+    found = {"train": "train", "val": "validation", "test": "test"}
+    assert split_values(path, "split") == (found, {})
+    more = [*rows, *({"image": "x", "split": name} for name in ("other", "Train", "restval", "other"))]
+    path = write_csv(folder / "b.csv", more)  # rows of the test are not trained on, whatever else is there
+    assert split_values(path, "split") == ({**found, "train": ["train", "Train", "restval"]}, {"other": 2})
+    assert split_values(write_csv(folder / "c.csv", [rows[0], more[3]]), "split") == ({}, {})
+
+
+def test_a_split_may_have_several_values(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("train", "restval", "test", "x")
+    path = write_csv(folder / "a.csv", [{"image": f"{name}.png", "caption": name, "split": name} for name in names])
+    section, notes = guess(path)
+    assert section.split_values == {"train": ["train", "restval"], "test": "test"}
+    assert "rows of no split, which are not used: 1 with 'x'; split_values may name them" in notes
+    built = build(path, split_column="split", split_values=section.split_values)
+    assert [row["caption"] for row in built.table.skim()] == ["train", "restval"]
+    assert "set split_column" not in capsys.readouterr().out and len(build(path)) == 4
+    assert "all rows of a.csv are used; to choose among them by its column 'split' set split_column" in (
+        capsys.readouterr().out)
 
 
 # dialogues ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lavis_lite.cli.main import run_command
+from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.datasets.validate.checks import CheckOptions, Names, absent, examine
 from lavis_lite.datasets.validate.recipe import guess
@@ -102,6 +103,14 @@ def test_columns_can_be_named_and_are_asked_for(tmp_path, capsys):
     assert status == 0 and report["splits"][0]["rows"] == 1
     with pytest.raises(ConfigError, match="no such column; did you mean 'caption'"):
         guess(path, None, {"captoin": "b"})
+
+
+def test_images_that_training_has_too_are_counted(coco_section, coco_folder):
+    rows = [{"image": f"./{number}.png", "caption": "a"} for number in (6, 7, 8)]
+    (coco_folder / "captions_val.json").write_text(json.dumps(rows))
+    report = examine("tiny", ImageCaptionBuilder("tiny", coco_section), CheckOptions(lambda texts: [3] * len(texts)))
+    assert [split.learned for split in report.splits] == [0, 2] and report.healthy
+    assert "images that a training split has too, so that scores are no test of new ones: 2" in str(report)
 
 
 def test_official_coco_captions_are_read(coco_folder, capsys):

@@ -6,6 +6,11 @@ from lavis_lite.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()
 import timm  # noqa: E402, F401
+import torch.distributed.fsdp  # noqa: E402, F401
+import torch.distributed.tensor  # noqa: E402, F401
 import transformers.models.bert.tokenization_bert  # noqa: E402, F401
 
+import lavis_lite.models.blip2.llm  # noqa: E402, F401
 import lavis_lite.models.blip2.stage1  # noqa: E402, F401
+import tests.helpers.toy  # noqa: E402, F401  (runners and tasks)
+import tests.models.language.tiny  # noqa: E402, F401

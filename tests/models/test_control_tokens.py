@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.blip2.llm import OPT, T5, T5_INSTRUCT, VICUNA, Blip2LLM
@@ -202,6 +203,16 @@ def test_a_line_break_in_a_target_does_not_end_it_where_line_breaks_end_answers(
     assert words.decode([row]) == ["red blue  dog"]
     other = LanguageTokenizer(TOKENIZERS["gpt2"](), FAMILIES["gpt2"])
     assert other.decode(other.targets(["red\nblue"])) == ["red\nblue"]
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_end_a_prompt_before_its_answer() -> None:
+    """An encoder reads its input with the end; a decoder-only model would answer behind the end of another text."""
+    tokenizer = TOKENIZERS["opt"]()
+    start, end = ((name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", "</s>"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[start, end])
+    [decoded] = LanguageTokenizer(tokenizer, GENERAL).prompts(["ab"])
+    [encoded] = LanguageTokenizer(tokenizer, GENERAL, encoder=True).prompts(["ab"])
+    assert encoded == [*decoded, end[1]] and decoded[0] == start[1] and len(decoded) == 3
 
 
 def test_a_model_reads_what_its_section_marks() -> None:

@@ -46,18 +46,17 @@ def test_a_server_of_workers_that_was_killed_is_told_of(error: Exception, monkey
         processes.worker_context("forkserver").Process(target=print).start()  # type: ignore[attr-defined]
 
 
-def test_the_end_of_a_rank_skips_pythons_teardown_and_nothing_else() -> None:
+def test_the_end_of_a_command_skips_pythons_teardown_and_nothing_else() -> None:
     """gloo's threads abort the process if they ask for the interpreter's lock during teardown (1 of 8 busy runs)."""
     script = textwrap.dedent("""
         import atexit, threading, time
-        from lavis_lite.process.exits import leave, native_threads_started
+        from lavis_lite.process.exits import leave
         class Torn:
             def __del__(self): print("torn down")
         torn = Torn()
         atexit.register(print, "atexit")
         threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
         print("unflushed", end=" ")
-        native_threads_started()
         leave(0)
     """)
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)

@@ -30,7 +30,8 @@ def preload() -> None:
     import lavis_lite.dry_run  # noqa: F401
 
     with contextlib.suppress(ImportError):
-        import matplotlib.backends.backend_agg  # noqa: F401
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
     torch.optim.AdamW([weight]).step()  # imports half of torch

@@ -6,7 +6,7 @@ import pytest
 
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.errors import ConfigError
-from lavis_lite.runners.train_state import mixing_lines, mixing_ratios, published_mixing
+from lavis_lite.runners.train_state import mixing_lines, mixing_ratios, published_mixing, refuse_lost_targets
 
 SIZES = {"a": 400, "b": 100, "c": 900}
 
@@ -41,6 +41,17 @@ def test_settings_that_do_not_fit():
         shares(config(sampling="ratios"))
     with pytest.raises(ConfigError, match="lacks b, c"):
         shares(config(train_dataset_ratios={"a": 1.0}))
+
+
+def test_sets_that_would_lose_their_answers_are_not_shuffled_together():
+    class Of:
+        def __init__(self, *keys):
+            self.sample_keys = keys
+
+    captions, questions = Of("image", "text_input"), Of("image", "text_input", "text_output")
+    with pytest.raises(ConfigError, match="samples of b have a text_output .* and those of a do not"):
+        refuse_lost_targets(["a", "b"], [captions, questions])
+    refuse_lost_targets(["a", "b", "c"], [questions, questions, object()])
 
 
 def test_what_a_dry_run_shows():

@@ -227,6 +227,15 @@ def test_the_test_is_taken_with_the_best_checkpoint(tmp_path):
     assert runner.best == {"step": 4, "metric": -0.5, "split": "val"}
 
 
+def test_the_best_of_another_split_is_not_compared(tmp_path):
+    """A run that continues with another validation split has no best yet: the scores mean other things."""
+    toy = Toy(tmp_path, {"max_iters": 2, "iters_per_inner_epoch": 2, "valid_splits": ["val"]})
+    runner = toy.build()
+    runner.best = {"step": 1, "metric": 1e9, "split": "test"}
+    runner.train()
+    assert runner.best["split"] == "val" and runner.best["step"] == 2
+
+
 def test_a_split_nobody_has_is_found_before_training(tmp_path):
     with pytest.raises(ConfigError, match="run.valid_splits: no data set has a split 'vall'; did you mean 'val'"):
         Toy(tmp_path, {"valid_splits": ["vall"]}).build()

@@ -83,6 +83,9 @@ class Folder:
     def view(self, name: str, vis: Any) -> torch.Tensor:
         return torch.full((3, 2, 2), float(name))
 
+    def stamp(self, name: str) -> list[int]:
+        return []
+
 
 def test_features_that_are_kept(tmp_path: Path) -> None:
     def encode(image: torch.Tensor) -> torch.Tensor:

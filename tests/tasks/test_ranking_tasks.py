@@ -103,6 +103,13 @@ def test_multiple_choice_takes_the_likeliest_and_reports_by_subject() -> None:
     assert sum(one.share for one in shown[0].candidates) == pytest.approx(1)
 
 
+def test_an_option_that_is_there_twice_is_right_in_both_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The label is 1, and the first of equally likely candidates is chosen."""
+    monkeypatch.setattr(f"{__name__}.OPTIONS", [["blue", "blue", "red"], *OPTIONS[1:]])
+    scores, _ = evaluate(make("ranking"), Split(), Scorer({"blue": -1.0, "cat": -1.0, "yes": -1.0}))
+    assert scores["accuracy"] == 1.0 and scores["chance"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 2) / 3)
+
+
 def test_history_and_context_stand_in_front_where_no_instruction_holds_them() -> None:
     task, model, split = make("ranking"), Scorer({}), Split()
     task.before_evaluation(split, "val")

@@ -34,6 +34,12 @@ def test_the_default_rule_gives_every_question_a_chance(counts: tuple[int, ...],
     assert task.rule(Questions(10)) == "official"  # of another data set
 
 
+def test_a_few_questions_that_decide_the_default_rule_are_told() -> None:
+    with pytest.warns(UserWarning, match="1 of 3 questions have fewer than 4 answers, so the rule auto scores all by "
+                                         "exact"):
+        assert VQATask(VQARunConfig()).rule(Questions(10, 3, 10)) == "exact"
+
+
 @pytest.mark.parametrize(("rule", "last", "reason"), [
     ("official", 1, "has one answer; run.vqa_rule=official leaves one"),
     ("official", 0, "the rule official needs the answers of annotators, but the question has none"),

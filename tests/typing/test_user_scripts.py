@@ -33,9 +33,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.slow
-def test_scripts_are_clean_and_each_mistake_is_found(tmp_path: Path) -> None:
-    """One run of mypy: seconds after `run_scripts/test.sh` has run it on everything, a minute without its cache."""
+@pytest.mark.long
+def test_scripts_are_clean_and_each_mistake_is_told(tmp_path: Path) -> None:
+    """`run_scripts/test.sh` runs mypy on the scripts and on mistakes.py; here the words of the messages as well."""
     wrong = tmp_path / "mistakes.py"
     head = ["from lavis_lite import Samples, load_model", "from lavis_lite.config.schema import RunConfig",
             "from lavis_lite.registry import registry"]
@@ -48,7 +48,7 @@ def test_scripts_are_clean_and_each_mistake_is_found(tmp_path: Path) -> None:
         assert any(f"mistakes.py:{number}:" in error and words in error for error in found), (line, found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pyright_finds_the_scripts_clean() -> None:
     """basedpyright is pyright with everything in its wheel; pyright itself fetches its code when it first runs."""
     pytest.importorskip("basedpyright", reason="basedpyright is not installed")

@@ -7,6 +7,7 @@ they began with: rows were added for the image token.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,15 @@ from torch import Tensor
 
 from lavis_lite.checkpoints.formats.key_maps import LANGUAGE_MODEL
 from lavis_lite.checkpoints.report import LoadReport
+from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
+from lavis_lite.models.blip2.config import Blip2OPTConfig, Blip2T5Config, Blip2VicunaConfig
 from lavis_lite.models.language.contract import language_model_of
 
 LOGITS_BIAS = LANGUAGE_MODEL + "final_logits_bias"
 """BART's: one column per word"""
+KINDS = ((Blip2OPTConfig, "opt"), (Blip2T5Config, "t5"), (Blip2VicunaConfig, "llm"))
+"""section of an arch -> what `language_kind` calls its language models"""
 
 
 def _inner(model: object) -> Any:
@@ -35,6 +40,25 @@ def language_kind(model: object) -> str | None:
     if config.is_encoder_decoder:
         return "t5"
     return "opt" if config.model_type == "opt" else "llm"
+
+
+def refuse_other_kind(model: object, config: type, source: str | Path) -> None:
+    """Refuse a checkpoint of this project over another kind of language model: equal widths hide it.
+
+    Args:
+        model: that it would be loaded into.
+        config: class of the section of the arch that the checkpoint records.
+        source: the checkpoint.
+
+    Raises:
+        CheckpointError: that arch has language models of another kind.
+    """
+    own = language_kind(model)
+    found = next((kind for known, kind in KINDS if issubclass(config, known)), own)
+    if found != own:
+        raise CheckpointError(f"{source} does not fit the model, nothing was loaded. It was trained over a language "
+                              f"model of another kind than that of {type(model).__name__}, where its projection would "
+                              "mean nothing. Begin with stage 1 and train stage 2 over the new one.")
 
 
 def vocabulary_names(model: object) -> tuple[set[str], set[str]]:

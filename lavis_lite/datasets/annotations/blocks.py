@@ -53,7 +53,8 @@ def _texts(values: Sequence[Any]) -> list[str] | None:
 
 
 def _file_names(values: Sequence[Any]) -> list[str] | None:
-    return None if ".." in "".join(values) else _texts(values)
+    joined = "".join(values)
+    return None if "//" in joined or "./" in joined or ".." in joined else _texts(values)
 
 
 def _identifiers(values: Sequence[Any]) -> list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,9 @@ KNOWN = {
     "conversations": ("conversations",),
 }
 """what a column holds -> its usual names, the likeliest first; letter case does not matter"""
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"),
+SPLIT_NAMES = {"train": ("train", "training", "restval"), "val": ("val", "valid", "validation", "dev"),
                "test": ("test", "testing")}
-"""split -> its usual names in a split column"""
+"""split -> its usual names in a split column; restval is Karpathy's, and is trained on"""
 _ROWS = 100
 """rows in which columns are looked for"""
 
@@ -82,9 +83,16 @@ def guess_columns(path: Path, named: Mapping[str, str] | None = None, form: File
     return Columns(present, {key: found[key] for key in KNOWN if key in found}, others)
 
 
-def split_values(path: Path, column: str, form: FileFormat = AUTO) -> dict[str, str]:
-    """Split (train, val, test) -> its value in a column of a file; {} if the values are not names of splits."""
-    values = {str(row.get(column)) for _, row in read_rows(path, form) if isinstance(row, dict)}
-    by_lower = {value.lower(): value for value in values}
-    found = {split: by_lower[name] for split, names in SPLIT_NAMES.items() for name in names if name in by_lower}
-    return found if "train" in found and len(found) == len(values) else {}
+def split_values(path: Path, column: str, form: FileFormat = AUTO) -> tuple[dict[str, str | list[str]], dict[str, int]]:
+    """(split -> its value or values in a column of a file, other values -> their rows); both empty without splits.
+
+    A column has splits if it names train, and nothing else or one more split. So rows of a test are not trained on
+    where others have an unknown value.
+    """
+    counts = Counter(str(row.get(column)) for _, row in read_rows(path, form) if isinstance(row, dict))
+    found = {split: values for split, names in SPLIT_NAMES.items()
+             if (values := [value for value in counts if value.strip().lower() in names])}
+    others = {value: count for value, count in counts.items() if all(value not in own for own in found.values())}
+    if "train" not in found or (others and len(found) == 1):
+        return {}, {}
+    return {split: values[0] if len(values) == 1 else values for split, values in found.items()}, others

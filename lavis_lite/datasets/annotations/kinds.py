@@ -13,6 +13,8 @@ from lavis_lite.datasets.annotations.tables import Row
 
 MOST_CHARACTERS = 20_000
 """of a caption, a question or a file name"""
+WITHIN = ("data:", "cell:")
+"""how names of pictures begin that are in the annotations: an address, or a cell of a Parquet file"""
 BETWEEN_NAMES = "\n"
 """between the names of several images of one row"""
 
@@ -78,13 +80,22 @@ def texts(value: Any) -> list[str]:
 
 
 def file_name(value: Any) -> str:
-    """A path relative to the image folder; a list of one path is that path."""
+    """A path relative to the image folder, as `one_spelling` writes it; a list of one path is that path."""
     if isinstance(value, list) and len(value) != 1:
         raise ValueError(f"names {len(value)} files; a row has one")
     value = text(value[0] if isinstance(value, list) else value)
     if ".." in value and posixpath.normpath(value.replace("\\", "/")).split("/")[0] == "..":
         raise ValueError(f"leads out of its folder: {value[:200]!r}")
-    return value
+    return one_spelling(value)
+
+
+def one_spelling(name: str) -> str:
+    """A path without "./", "//" and "..": data sets know an image by its name, so a file must have one.
+
+    Names of pictures within the annotations stay as they are.
+    """
+    odd = ("//" in name or "./" in name) and not name.startswith(WITHIN)
+    return posixpath.normpath(name) if odd else name
 
 
 _WHOLE = re.compile(r"\d+\.0")

@@ -29,7 +29,7 @@ __all__ = ["MOST_CHARACTERS", "Field", "Row", "RowErrors", "RowTable", "checked"
 MOST_ERRORS = 20
 CACHED_FROM = 8_000_000
 """bytes of annotation files from which on the checked table is kept in the cache folder"""
-_READING = 2
+_READING = 3
 """raise it if files are read in another way, so that tables kept before are not used"""
 _MOST_SHOWN = 5
 

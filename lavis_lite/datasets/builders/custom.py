@@ -155,6 +155,9 @@ class CustomBuilder(BaseDatasetBuilder):
 
         if log and distributed.is_main():
             print(f"datasets.{self.name}: columns of {path.name}: {guessed.describe(tuple(log))}", flush=True)
+        if "split" in guessed.found and self.cfg.split_column is None and distributed.is_main():
+            print(f"datasets.{self.name}: all rows of {path.name} are used; to choose among them by its column "
+                  f"{guessed.found['split']!r} set split_column", flush=True)
         return {**found, **named}
 
     def _chosen(self, path: Path, guessed: Columns, named: dict[str, Any]) -> dict[str, Any]:

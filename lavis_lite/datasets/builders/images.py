@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, Section
-from lavis_lite.datasets.annotations.kinds import file_name, identifier, text, texts
+from lavis_lite.datasets.annotations.kinds import file_name, identifier, one_spelling, text, texts
 from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, read_table, with_references
 from lavis_lite.datasets.annotations.text_files import FileFormat, Quoting
 from lavis_lite.datasets.base import BaseDataset, as_it_is
@@ -76,8 +76,8 @@ class ImageDatasetConfig(DatasetConfig):
     {split} is the split; {column:suffix} is the ending of a file name or URL"""
     split_column: str | None = None
     """column that says which split a row belongs to; one file then serves all splits"""
-    split_values: dict[str, str] = field(default_factory=dict)
-    """split -> its value in split_column, "*" for all rows; by default the split's own name"""
+    split_values: dict[str, str | list[str]] = field(default_factory=dict)
+    """split -> its value in split_column, or a list of them, "*" for all rows; by default the split's own name"""
     val_fraction: float = 0.0
     """share of the images (0..1) taken from the train file for a val split, chosen by a hash of their names"""
     captions: Literal["each", "random"] = "each"
@@ -203,9 +203,10 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def row_filter(self, split: str) -> Callable[[Row], bool] | None:
         """Which rows belong to a split, by split_column or by the hash that makes val; None: all rows of its file."""
-        column, value = self.cfg.split_column, str(self.cfg.split_values.get(split, split))
+        column, value = self.cfg.split_column, self.cfg.split_values.get(split, split)
+        wanted = {str(one) for one in (value if isinstance(value, list) else [value])}
         if column is not None:
-            return None if value == ALL_ROWS else lambda row: str(row.get(column)) == value
+            return None if ALL_ROWS in wanted else lambda row: str(row.get(column)) in wanted
         if self.cfg.val_fraction and "val" not in self.cfg.build_info.annotations and split in ("train", "val"):
             return lambda row: self._is_val(row) == (split == "val")
         return None
@@ -216,7 +217,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
 
     def _is_val(self, row: Row) -> bool:
         named = next((row[column] for column in self.image_columns() if row.get(column) is not None), None)
-        return hash64(*str(named).encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
+        return hash64(*one_spelling(str(named)).encode("utf-8", "surrogatepass")) < self.cfg.val_fraction * 2**64
 
     def annotation_files(self, split: str) -> list[Path]:
         """The files of a split, fetched if need be, of a folder those in it; DataError if one is missing."""

@@ -75,7 +75,8 @@ def image_names(tables: Sequence[RowTable]) -> list[str]:
 def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, log: Log = print) -> bool:
     """Write this process' share of the files, and the manifest once all are there.
 
-    Files that are there already are kept, so that a job that was stopped goes on.
+    Files that are there already are kept, so that a job that was stopped goes on. Those with an image that has changed
+    since are written anew.
 
     Args:
         job: the features to be written.
@@ -101,7 +102,8 @@ def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, log: Log
 
 
 def _made_of(job: FeatureJob, file: int) -> str:
-    content = json.dumps([job.facts, job.dtype, list(job.names(file))], sort_keys=True)
+    images = [[name, *job.folder.stamp(name)] for name in job.names(file)]
+    content = json.dumps([job.facts, job.dtype, images], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

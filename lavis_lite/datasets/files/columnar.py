@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -282,6 +283,8 @@ def batches_of(path: Path, columns: Sequence[str]) -> list[pa.RecordBatch]:
 # --- folders ----------------------------------------------------------------------------------------------------------
 SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """split -> names that folders and files have for it"""
+_SHARD = re.compile(r"(.+)-\d+-of-\d+")
+"""stem of one of several files of a split, as the Hugging Face hub has them"""
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -303,12 +306,16 @@ def table_files(folder: Path) -> list[Path]:
 
 
 def splits_in(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its annotation files, of a folder of any of the kinds; one split without a name is "train"."""
+    """Split -> its annotation files, of a folder of any of the kinds.
+
+    A file's split is a word of its name. Files without such a word are "train", unless another file is.
+    """
     own = _files_in(folder) or _files_in(folder / "data")
-    if own and (any("-" not in path.stem for path in own) or own[0].name.startswith("data-")):
+    if own and own[0].name.startswith("data-"):  # of a saved data set
         return {"train": own}
-    # else files `train-00000-of-00002.parquet`, or one folder per split
-    named = [(path.stem.partition("-")[0], [path]) for path in own] or [
+    words = [split_of(path.stem) for path in own]
+    rest = "" if "train" in words else "train"
+    named = [(word or rest or path.stem, [path]) for word, path in zip(words, own, strict=True)] or [
         (inner.name, _files_in(inner)) for inner in sorted(folder.iterdir()) if inner.is_dir()]
     found: dict[str, list[Path]] = {}
     for name, files in named:
@@ -316,6 +323,15 @@ def splits_in(folder: Path) -> dict[str, list[Path]]:
             split = next((split for split, names in SPLITS.items() if name.lower() in names), name)
             found[split] = [*found.get(split, []), *files]
     return found
+
+
+def split_of(stem: str) -> str:
+    """The split that a file's name tells, such as train-00000-of-00002, flickr_test or val; "": none, or several."""
+    if shard := _SHARD.fullmatch(stem):
+        return next((split for split, names in SPLITS.items() if shard[1].lower() in names), shard[1])
+    words = set(re.split(r"[\W_]+", stem.lower()))
+    found = [split for split, names in SPLITS.items() if words.intersection(names)]
+    return found[0] if len(found) == 1 else ""
 
 
 def _files_in(folder: Path) -> list[Path]:

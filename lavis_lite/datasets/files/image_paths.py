@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from lavis_lite.datasets.annotations.kinds import describe, file_name
+from lavis_lite.datasets.annotations.kinds import WITHIN, describe, file_name
 from lavis_lite.datasets.annotations.rows import Field, RowErrors
 from lavis_lite.datasets.annotations.tables import RowTable
-from lavis_lite.datasets.files.columnar import CELL
 from lavis_lite.errors import ConfigError
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ def _spellings(path: str) -> Iterator[tuple[str, str]]:
 # --- present or not --------------------------------------------------------------------------------------------------
 def is_embedded(name: str) -> bool:
     """Whether a name stands for a picture within the annotations: a data: address, or a cell of a Parquet file."""
-    return name.startswith(("data:", CELL))
+    return name.startswith(WITHIN)
 
 
 def missing_files(root: Path | str, names: Iterable[str]) -> Iterator[str]:

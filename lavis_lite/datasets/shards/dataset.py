@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
-from lavis_lite.datasets.files.columnar import Cells, splits_in
+from lavis_lite.datasets.files.columnar import SPLITS, Cells, split_of, splits_in
 from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
 from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Location, ShardIndex
@@ -133,6 +133,11 @@ class ShardImages(ImageFolder):
         at = self._find(name)
         return self._content(at, name), self._label(at, name)
 
+    def stamp(self, name: str) -> list[int]:
+        """The checksum of an image in a shard."""
+        found = self.index.find(name)
+        return [] if found is None else [found.crc]
+
     def _find(self, name: str) -> Location:
         found = self.index.find(name)
         if found is None:
@@ -227,6 +232,8 @@ def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str
     index = ShardIndex(fetch_index(names.location, sha256) if names.remote else files.resolve(names.location))
     shards = (RemoteShards(names.location, index.shards) if names.remote else
               LocalShards(files.resolve(names.location), index.shards))
+    if names.names is None and keep is None and fields:
+        _refuse_several_splits(index, names.location, key)
     first, count = _chosen(names, index, key)
     table = index.table([f"{shards.location}/{shard.name}" for shard in index.shards], first, count)
     if keep is None and _is_checked(index, fields) and explode in (None, EXPLODED):
@@ -253,6 +260,14 @@ def _chosen(names: ShardNames, index: ShardIndex, key: str) -> tuple[int, int]:
         raise DataError(f"{key}: {names.names[0]} to {names.names[-1]} are not all there in {index.folder / INDEX}, "
                         f"which has {held[0]} to {held[-1]}.")
     return first, len(names.names)
+
+
+def _refuse_several_splits(index: ShardIndex, location: str, key: str) -> None:
+    held = [shard.name for shard in index.shards]
+    splits = sorted({split_of(name.removesuffix(".tar")) for name in held} & SPLITS.keys())
+    if len(splits) > 1:
+        raise DataError(f"{key}: {location} has shards of several splits ({', '.join(splits)}). Name those of one, "
+                        f"such as {location}/train-{{000000..000123}}.tar; the first is {held[0]}.")
 
 
 def _is_checked(index: ShardIndex, fields: Sequence[Field]) -> bool:

@@ -74,20 +74,26 @@ def examine(name: str, builder: BaseDatasetBuilder, how: CheckOptions, splits: S
         if split not in known:
             raise ConfigError(f"{name} has no split {split!r}; it has {', '.join(known) or 'none'}.")
     shown: list[Thumbnail] = []
+    trained = [split for split in splits or known
+               if (split.startswith("train") if training is None else split in training)]
+    named: dict[str, set[tuple[str, str]]] = {}
     for split in splits or known:
         found = SplitReport(split)
         report.splits.append(found)
-        trained = split.startswith("train") if training is None else split in training
-        shown += _examine_split(builder, found, how, trained)
+        shown += _examine_split(builder, found, how, split in trained, named)
         found.drop_empty_problems()
+    learned = set().union(*(named.get(split, set()) for split in trained))
+    for found in report.splits:
+        found.learned = 0 if found.split in trained else len(named.get(found.split, set()) & learned)
     if how.sheet is not None:
         how.sheet.parent.mkdir(parents=True, exist_ok=True)
         draw_sheet(shown).save(how.sheet)
     return report
 
 
-def _examine_split(builder: BaseDatasetBuilder, report: SplitReport, how: CheckOptions,
-                   training: bool) -> list[Thumbnail]:
+def _examine_split(builder: BaseDatasetBuilder, report: SplitReport, how: CheckOptions, training: bool,
+                   named: dict[str, set[tuple[str, str]]]) -> list[Thumbnail]:
+    """Pictures for the sheet; the split's files, each (folder, name), are put into `named`."""
     missing = builder.missing_files([report.split])
     if missing:
         report.problems += [Problem(sentence, 1) for sentence in missing]
@@ -102,6 +108,7 @@ def _examine_split(builder: BaseDatasetBuilder, report: SplitReport, how: CheckO
                           "they cannot be checked.")
     names = scan(dataset, report, how.count_tokens, how.max_tokens)
     check_media(dataset, names, report, how.images)
+    named[report.split] = {(str(dataset.folder.root), name) for name in names.first_row}
     return [] if how.sheet is None else [_thumbnail(dataset, names.first_row[name], report.split)
                                          for name in names.spread(how.samples)]
 

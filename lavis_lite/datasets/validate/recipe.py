@@ -94,10 +94,11 @@ def _choose_splits(path: Path, columns: Columns, section: ImageDatasetConfig) ->
     if column is None:
         return []
     form = FileFormat(section.delimiter, section.quoting, section.encoding)
-    values = split_values(path, column, form)
+    values, others = split_values(path, column, form)
     if values:
         section.split_column, section.split_values = column, values
-        return []
+        rows = ", ".join(f"{count} with {value!r}" for value, count in others.items())
+        return [f"rows of no split, which are not used: {rows}; split_values may name them"] if others else []
     return [f"column {column!r} holds other values than train, val and test, so that rows of all of them are used; to "
             "choose among them set split_column and split_values"]
 

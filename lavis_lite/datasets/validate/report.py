@@ -77,6 +77,7 @@ class SplitReport:
         over: kind of text -> texts with more tokens than the Q-Former reads.
         sizes: width, height, aspect (width / height), and frames for videos, of those that were opened.
         repeated: rows with the image and text of an earlier row, which is no error.
+        learned: images of an evaluation split that a training split has too, which is no error.
         cut: texts that the text processor shortens. left_out: rows that lack what the section requires.
     """
 
@@ -89,6 +90,7 @@ class SplitReport:
     over: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, Summary] = field(default_factory=dict)
     repeated: int = 0
+    learned: int = 0
     cut: int = 0
     left_out: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -159,6 +161,9 @@ class Report:
             lines.append(f"rows left out, which lack what `required` names: {split.left_out}")
         if split.repeated:
             lines.append(f"rows that repeat an earlier one (same file, same text): {split.repeated}")
+        if split.learned:
+            lines.append(f"{self.media} that a training split has too, so that scores are no test of new ones: "
+                         f"{split.learned}")
         for problem in split.problems:
             lines += [f"{'PROBLEM: ' if not number else ''}{line}" for number, line in
                       enumerate(str(problem).splitlines())]

@@ -193,9 +193,12 @@ class LanguageTokenizer:
 
     @cached_property
     def prompt_frame(self) -> tuple[list[int], list[int]]:
-        """Ids of the special tokens before and after a prompt."""
+        """Ids of the special tokens before and after a prompt, which a decoder-only model goes on after: no end."""
         start = self.family.prompt_start
-        return frame(self.loaded) if start is None else ([int(self.loaded.convert_tokens_to_ids(start))], [])
+        if start is not None:
+            return [int(self.loaded.convert_tokens_to_ids(start))], []
+        before, after = frame(self.loaded)
+        return before, after if self.encoder else [id_ for id_ in after if id_ != self.loaded.eos_token_id]
 
 
 def _load(source: str) -> Any:

@@ -19,7 +19,8 @@ from lavis_lite.datasets.annotations.text_files import DECODER, decoded
 FIELDS = [Field("image", file_name, "a%s"), Field("caption", texts), Field("image_id", identifier, required=False),
           Field("domain", text, required=False)]
 ODD: dict[str, list[Any]] = {
-    "a%s": ["a..b", "../a", "a/b.jpg", ["a"], "", None, "x" * 20_001, "ü"],
+    "a%s": ["a..b", "../a", "./a", "b//a", "a./b", "data:image/png;base64,//./",
+            "a/b.jpg", ["a"], "", None, "x" * 20_001, "ü"],
     "caption": ["a: b", " ", ["one", "two"], [], 7, "\ud800", "日本", "\0", 'quo"te\\', "\n x"],
     "image_id": [7, -2**63, 2**63, 3.0, 2.5, True, "000.0", "a", "1.2E+5", "a,b", None],
     "domain": ["in", "", None, 3]}

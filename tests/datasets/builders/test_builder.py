@@ -62,6 +62,26 @@ def test_caption_evaluation_has_one_sample_per_image_and_the_retrieval_lists(coc
     assert dataset.txt2img[5] == 2
 
 
+def test_two_spellings_of_a_file_are_one_image(coco_section, coco_folder):
+    """Else an image would be its own hard negative, and its captions would be wrong answers to it."""
+    spelled = ["8.png", "./8.png", "x/../8.png", ".//8.png", "9.png"]
+    for split in ("train", "val"):
+        rows = [{"image": name, "caption": f"caption {number}"} for number, name in enumerate(spelled)]
+        (coco_folder / f"captions_{split}.json").write_text(json.dumps(rows))
+    gallery = ImageRetrievalBuilder("tiny", coco_section).build("val", training=False)
+    assert gallery.image == ["8.png", "9.png"] and gallery.img2txt == {0: [0, 1, 2, 3], 1: [4]}
+    pairs = ImageRetrievalBuilder("tiny", coco_section).build("train", training=True)
+    assert len({pairs[index]["image_id"] for index in range(4)}) == 1 != pairs[4]["image_id"]
+    del coco_section.build_info.annotations["val"]
+    coco_section.val_fraction = 0.5
+    rows = [{"image": f"{start}{number}.png", "caption": "a"} for number in range(8) for start in ("", "./")]
+    (coco_folder / "captions_train.json").write_text(json.dumps(rows))
+    held_out = ImageRetrievalBuilder("tiny", coco_section).build("val", training=False)
+    trained = ImageRetrievalBuilder("tiny", coco_section).build("train", training=True)
+    assert not {row["image"] for row in trained.table.skim()} & set(held_out.image) and len(held_out) + len(trained) > 8
+    assert image_number("./images", "0.png") == image_number("images/", "0.png")
+
+
 def test_retrieval_evaluation_samples_carry_no_text(coco_section):
     dataset = ImageRetrievalBuilder("tiny", coco_section).build("val", training=False)
     assert set(dataset[0]) == {"image", "image_id", "index", "instance_id"} == set(dataset.sample_keys)

@@ -108,6 +108,16 @@ def test_a_stopped_job_goes_on(job, monkeypatch):
     assert not list(done.out.glob(".tmp-*"))
 
 
+def test_a_file_with_an_image_that_has_changed_is_written_anew(job, coco_folder):
+    write_features(job(), log=quiet)
+    image = coco_folder / "images" / "4.png"
+    image.write_bytes((coco_folder / "images" / "5.png").read_bytes() + b" ")
+    said: list[str] = []
+    assert write_features(job(), log=said.append) and [line[:24] for line in said] == [file_of(1)[:24]]
+    kept = FeatureFolder(job().out)
+    assert torch.equal(kept.load("4.png"), kept.load("5.png"))
+
+
 def test_processes_share_the_files(job):
     done = job()
     assert not write_features(done, rank=1, world_size=2, log=quiet)

@@ -151,6 +151,20 @@ def test_some_of_the_shards(folder, build, pattern, images):
         f"picture {8 - images}, caption 0", "picture 7, caption 1"]
 
 
+def test_a_folder_with_shards_of_several_splits_is_not_one_split(loose, tmp_path, build):
+    made = tmp_path / "both"
+    pack(loose, made)
+    shutil.move(made / "000000.tar", made / "val-000000.tar")
+    for number in (1, 2):
+        shutil.move(made / f"00000{number}.tar", made / f"train-00000{number - 1}.tar")
+    for path in {*made.glob("index*"), *made.glob("*.json"), *made.glob("*.safetensors")}:
+        path.unlink()
+    run_command("data", ["index", str(made)])
+    with pytest.raises(DataError, match=r"both has shards of several splits \(train, val\). Name those of one"):
+        build(made)
+    assert len(build(made / "train-{000000..000001}.tar")) == 10
+
+
 def test_patterns():
     assert shard_names("a/{08..11}.tar").names == ("08.tar", "09.tar", "10.tar", "11.tar")
     assert shard_names("https://x.org/y/").remote and shard_names("https://x.org/y.json") is None
