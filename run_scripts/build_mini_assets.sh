@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Rebuilds the embedded default (lavis_lite/assets/mini) from nothing: the word-piece tokenizer, the mini ViT, the mini
-# language models, two of each family, and the five checkpoints that are trained over them. The checkpoints use the package's own ViT.
+# language models (two sizes of each family), and the five checkpoints that are trained over them, with the package's ViT.
 # Cost: about 3 hours on 2 free CPU cores, 1 GB of memory; no network.
 # Usage: bash run_scripts/build_mini_assets.sh [FOLDER]      (default: the package's own folder)
 set -euo pipefail
