@@ -26,7 +26,8 @@ from tools.phases import PHASES, Phases
 
 SEED = 20261130
 BATCH_SIZE = 16
-STEPS = 5500
+STEPS = {"": 5500, "_small": 2500}
+"""By the ending of a model's name."""
 WARMUP_STEPS = 50
 CONSTANT = 0.5
 """Share of the steps with the full learning rate, which then falls to zero linearly."""
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--family", choices=sorted(LEARNERS), required=True)
     parser.add_argument("--small", action="store_true", help="half as wide")
     parser.add_argument("--out", type=Path, help="default: the package's own folder")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH_SIZE} documents each")
+    parser.add_argument("--steps", type=int, help=f"of {BATCH_SIZE} documents each")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--threads", type=int, default=1, help="1 is fastest where other jobs keep the cores busy")
     parser.add_argument("--test", type=int, default=500, help="scenes for the scores")
@@ -104,15 +105,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     ending = "_small" if options.small else ""
     folder = options.out or Path(__file__).parents[1] / "lavis_lite" / "assets" / "mini" / (options.family + ending)
+    steps = options.steps or STEPS[ending]
     build_llm_tokenizer.build(folder, options.family)
     torch.manual_seed(options.seed)
     learner = LEARNERS[options.family].create(os.fspath(folder), WIDTHS[ending])
     start = time.process_time()
-    train(learner, options.steps, options.seed)
+    train(learner, steps, options.seed)
     minutes = (time.process_time() - start) / 60
     save(learner, folder)
     scores = evaluate(learner, options.test)
-    text = card(learner, options.steps, BATCH_SIZE, options.seed, minutes, scores, options.test)
+    text = card(learner, steps, BATCH_SIZE, options.seed, minutes, scores, options.test)
     (folder / "CARD.md").write_text(text, encoding="utf-8")
     print(text)
 
