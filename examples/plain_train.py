@@ -23,7 +23,7 @@ from torch.utils.data import default_collate
 
 from lavis_lite.config.compose import compose
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.loading.randomness import ORDER, hash64, negative_uniforms, permutation, sample_rng
+from lavis_lite.datasets.loading.sampler import ORDER, hash64, negative_uniforms, permutation, sample_rng
 from lavis_lite.device import seed_position
 from lavis_lite.engine import build_datasets, build_model, seed_everything
 from lavis_lite.models.blip2.stage1 import Blip2Qformer

@@ -76,11 +76,12 @@ def _first_batches(runner: Runner) -> str:
         for name, splits in runner.datasets.items():
             if split not in splits or not task.takes(splits[split]):
                 continue
-            task.before_evaluation(splits[split], split)
-            with closing(iter(evaluator.loader(task.evaluated(splits[split]), runner.run, 0, 1))) as batches:
+            part = task.part_for(splits[split])
+            part.before_evaluation(splits[split], split)
+            with closing(iter(evaluator.loader(part.evaluated(splits[split]), runner.run, 0, 1))) as batches:
                 batch = next(batches)
             with distributed.local(), evaluator.precision.autocast():
-                rows = task.predict(runner.model, to_device(batch, runner.device))
+                rows = part.predict(runner.model, to_device(batch, runner.device))
             predicted.append(f"{len(rows)} of {name} {split!r}")
     return f"predicted one batch ({', '.join(predicted)})"
 

@@ -27,16 +27,17 @@ from lavis_lite.datasets.base import look_through
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.device import pick_device, set_tf32
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
-from lavis_lite.evaluation.resume import find_unfinished
 from lavis_lite.io import atomic
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import refuse_untrained
+from lavis_lite.models.vision.config import timm_notes
 from lavis_lite.process import exits
 from lavis_lite.process.launch import Launch, launch_from_environment
+from lavis_lite.processors.image import ImageProcessor
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.runner import Runner
-from lavis_lite.runs import EVALUATIONS, resume_evaluation
+from lavis_lite.runs import EVALUATIONS, find_unfinished, resume_evaluation
 from lavis_lite.runs import folder as run_folder
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tasks.writing import long_texts
@@ -88,6 +89,7 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     if config.run.evaluate and not config.run.allow_untrained:
         refuse_untrained(model, remedies(config.run))
     check_features(datasets, model)
+    note_encoder(config, datasets)
     check_lengths(task, datasets, model, config.run)
     runner: Runner = registry.get_runner_class(config.run.runner)(config, task, model, datasets, run_dir, launch=launch,
                                                                   device=device)
@@ -180,8 +182,9 @@ def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], config:
     for split in dict.fromkeys([*config.run.valid_splits, *config.run.test_splits]):
         found = [splits[split] for splits in datasets.values() if split in splits]
         for dataset in [one for one in found if task.takes(one)] or found:
-            task.before_evaluation(dataset, split)
-            task.check_model(model)
+            part = task.part_for(dataset)
+            part.before_evaluation(dataset, split)
+            part.check_model(model)
 
 
 def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: BaseModel, run: RunConfig) -> None:
@@ -212,6 +215,19 @@ def check_features(datasets: dict[str, dict[str, Any]], model: BaseModel) -> Non
         encoder = weights.encoder_identity(model)
         for folder in folders:
             folder.check_encoder(encoder)
+
+
+def note_encoder(config: Config, datasets: dict[str, dict[str, Any]]) -> None:
+    """Tell if an encoder of timm gets pictures, or an activation, that its weights were not trained with."""
+    if config.model.get("vit_weights") in (None, "random"):
+        return
+    found = {}
+    for name, splits in datasets.items():
+        for processor in (getattr(dataset, "vis_processor", None) for dataset in splits.values()):
+            if isinstance(processor, ImageProcessor):
+                found[f"datasets.{name}.vis_processor"] = processor.normalisation
+    for line in timm_notes(config.model["vit_model"], found):
+        print_on_main(f"note: {line}")
 
 
 def build_model(config: Config) -> BaseModel:

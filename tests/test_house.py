@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": (DATA_AND_MODELS - {"io"}) | {"metrics", "report"},  # no io: tasks write no files
     "evaluation": RUN,
     "runners": RUN | {"evaluation"},
-    "runs": SETTINGS | {"checkpoints", "runners"},
+    "runs": SETTINGS | {"checkpoints", "evaluation", "runners"},
     "preflight": SETTINGS | {"checkpoints", "metrics", "processors"},
     "zoo": SETTINGS | {"checkpoints", "device", "models", "processors", "runs"},
     "capfilt": DATA_AND_MODELS | {"checkpoints"},  # a captioner and a ranker are loaded

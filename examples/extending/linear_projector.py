@@ -9,7 +9,7 @@ from lavis_lite.checkpoints.weights import packaged
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.language import GenerationConfig, LanguageModel, build_language_model
-from lavis_lite.models.language.pretrained import load_pretrained
+from lavis_lite.models.language.build import load_pretrained
 from lavis_lite.models.outputs import ModelOutput
 from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.registry import registry

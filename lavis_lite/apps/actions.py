@@ -111,12 +111,6 @@ def look(loaded: Loaded, picture: Image.Image, text: str, prompt: str = "") -> I
     return sheet(as_seen(loaded.images, picture), found.words, found.maps(), per_row=PER_ROW)
 
 
-def look_at_question(loaded: Loaded, picture: Image.Image, question: str, template: str,
-                     answer: str) -> Image.Image | None:
-    """As `look`, of an answer."""
-    return look(loaded, picture, answer, _template(template).replace("{}", question.strip()))
-
-
 # conversations --------------------------------------------------------------------------------------------------------
 PLAIN = ChatTemplate(user="{} ", assistant="{}</s>")
 """turns as they are, for models that were never trained on conversations"""

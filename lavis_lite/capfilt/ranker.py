@@ -95,12 +95,16 @@ def load_clip(name: str, device: torch.device) -> ClipRanker:
     from transformers import CLIPModel, CLIPProcessor
 
     try:
-        model = CLIPModel.from_pretrained(name)
+        loaded: Any = CLIPModel.from_pretrained(name, output_loading_info=True)
+        model, info = loaded
         processor = CLIPProcessor.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"--clip {name}: cannot be loaded ({str(error).splitlines()[0]}). Give the folder or hub "
                           f"name of a CLIP model of transformers, such as {PAPER_CLIP}; the packaged models rank with "
                           "--ranker blip2:mini.") from error
+    if lacking := sorted(info["missing_keys"]):
+        raise ConfigError(f"--clip {name}: lacks {len(lacking)} tensors of a CLIP model, such as {lacking[0]}; its "
+                          "scores would be random. Give a whole CLIP model.")
     return ClipRanker(name, model.eval().to(device), processor)
 
 

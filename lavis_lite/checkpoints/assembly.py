@@ -12,10 +12,9 @@ from typing import Any
 from torch import nn
 
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
-from lavis_lite.checkpoints.load import fit_state, frozen_tensors, load_checkpoint, refuse_other_settings
+from lavis_lite.checkpoints.load import LoadReport, fit_state, frozen_tensors, load_checkpoint, refuse_other_settings
 from lavis_lite.checkpoints.manifest import CHECKPOINTS, CONFIG, hash_of, source_of, stored_record
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra
-from lavis_lite.checkpoints.report import LoadReport
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.config.schema import ModelConfig, NamesLanguageModel
 from lavis_lite.errors import CheckpointError
@@ -201,7 +200,7 @@ class Assembly:
             mark_loaded(model.vision_encoder,  # type: ignore[arg-type]
                         WeightSource("", "encoder", timm_repository(section["vit_model"])))
         if "llm_model" in self.names:
-            from lavis_lite.models.language.pretrained import load_pretrained
+            from lavis_lite.models.language.build import load_pretrained
 
             language_model: Any = model.language_model
             load_pretrained(language_model, self._named_model(), self._source("language model", "llm_model"),
@@ -228,8 +227,8 @@ class Assembly:
         for key, path in self.starts:
             if path in self.model.loaded_checkpoints:
                 continue
-            refuse_other_settings(self.model, path)
             content, extra = read_content(path), read_extra(path)
+            refuse_other_settings(self.model, path)
             self._follow(content, path)
             had = self._supplied()
             is_last = key == self.starts[-1][0]  # what the last one lacks must have come from those before

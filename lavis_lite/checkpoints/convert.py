@@ -25,10 +25,9 @@ from lavis_lite.checkpoints.export import (
     first_names,
     written_by_transformers,
 )
-from lavis_lite.checkpoints.load import fit_state
+from lavis_lite.checkpoints.load import LoadReport, fit_state
 from lavis_lite.checkpoints.metadata import find, metadata_of, typed_section
 from lavis_lite.checkpoints.reading import read_content, read_extra
-from lavis_lite.checkpoints.report import LoadReport
 from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import CheckpointError, ConfigError, did_you_mean
 from lavis_lite.models.base import BaseModel

@@ -23,8 +23,8 @@ from torch import Tensor
 from lavis_lite import __version__
 from lavis_lite.checkpoints.formats.hf_config import INSTRUCT, LLAVA, RETRIEVAL, generation_config, hf_class, hf_config
 from lavis_lite.checkpoints.formats.hf_processor import language_tokenizer, pads_both_texts_left, save_processor
-from lavis_lite.checkpoints.formats.key_maps import WITHOUT_PLACE, to_hf, to_lavis
-from lavis_lite.checkpoints.formats.language_fit import language_kind, vocabulary_names, with_words
+from lavis_lite.checkpoints.formats.key_maps import WITHOUT_PLACE, language_kind, to_hf, to_lavis
+from lavis_lite.checkpoints.formats.language_fit import vocabulary_names, with_words
 from lavis_lite.checkpoints.formats.llava import to_llava
 from lavis_lite.checkpoints.formats.model_card import CARD, model_card
 from lavis_lite.checkpoints.manifest import CONFIG as CONFIG

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,11 @@ from lavis_lite.checkpoints.formats.key_maps import (
     from_lavis,
     is_llava,
     language_prefix,
+    refuse_other_kind,
     to_lavis,
 )
 from lavis_lite.checkpoints.manifest import CONFIG, WEIGHTS, json_object, safetensors_metadata
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra, take_off_wrappers
-from lavis_lite.checkpoints.report import (
-    LoadReport,
-    choose_command,
-    describe_kinds,
-    describe_missing,
-    describe_shapes,
-    describe_unknown,
-    rename_command,
-    seems_to_be,
-)
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
@@ -45,6 +37,48 @@ HF_STARTS = ("qformer.encoder.", "vision_model.")
 """what names of a whole model begin with, by layout"""
 UNSEEN = {"qformer_heads": "num_heads", "qformer_layer_norm_eps": "layer_norm_eps"}
 """keys of a section that no tensor's shape shows -> what the Q-Former calls them"""
+
+
+@dataclass
+class LoadReport:
+    """What happened to every tensor of the model and of the file.
+
+    Attributes:
+        source: the file or folder.
+        layout: "lavis_lite", "LAVIS", "Hugging Face" or a backbone's own.
+        loaded: names in the model that took a value.
+        resized: those of them that were interpolated (position embeddings) or cut (words the model does not have).
+        frozen_missing: frozen names of the model that the file does not have, as expected.
+        not_in_layout: names that the file's layout has no place for; they keep their initial values.
+        allowed_missing: other names that the caller allowed to be missing.
+        had: those of them that had their values already, out of another file.
+        unused: names of the file that were not needed -> why.
+        ignored: those of them (under our names) that the model has no place for.
+        notes: how the tensors were found: prefixes taken off, which of several state dicts, their dtype.
+    """
+
+    source: str
+    layout: str
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    frozen_missing: list[str] = field(default_factory=list)
+    not_in_layout: list[str] = field(default_factory=list)
+    allowed_missing: list[str] = field(default_factory=list)
+    had: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for count, words in ((len(self.resized), "resized"), (len(self.frozen_missing), "frozen and not in it"),
+                             (len(self.not_in_layout), "without a place in its layout, left as initialised"),
+                             (len(self.had), "had from another file"),
+                             (len(self.allowed_missing) - len(self.had), "missing, left as initialised"),
+                             (len(self.unused), "of its own not needed")):
+            if count:
+                parts.append(f"{count} {words}")
+        return f"{self.source} ({self.layout}): {', '.join(parts)}{''.join(f'; {note}' for note in self.notes)}"
 
 
 def load_checkpoint(model: BaseModel, source: str | Path, *, allowed_missing: Iterable[str] = (),
@@ -63,8 +97,8 @@ def load_checkpoint(model: BaseModel, source: str | Path, *, allowed_missing: It
     Raises:
         CheckpointError: nothing there, damaged, not finite, or it does not fit; then the model is as it was.
     """
-    refuse_other_settings(model, source)
     content = read_content(source)
+    refuse_other_settings(model, source)
     return load_state(model, content, str(source), allowed_missing=allowed_missing,
                       allowed_unexpected=allowed_unexpected, only=only, extra=read_extra(source),
                       allow_non_finite=allow_non_finite)
@@ -83,26 +117,22 @@ def refuse_other_settings(model: object, source: str | Path) -> None:
     section = recorded_section(Path(source).expanduser())
     if section.get("arch") not in registry.list_models():
         return
-    config = registry.get_model_class(section["arch"]).config_class
-    if getattr(model, "language_model", None) is not None and not section.get("llm_model"):
-        from lavis_lite.checkpoints.formats.language_fit import refuse_other_kind  # imports the language models
-
-        refuse_other_kind(model, config, source)
-    errors = [f"model.{key} was {was!r} (here {now!r})" for key, was, now in _unseen(model, config, section)
+    recorded = registry.get_model_class(section["arch"])
+    if not isinstance(model, recorded) and getattr(model, "language_model", None) and not section.get("llm_model"):
+        refuse_other_kind(model, recorded.config_class, source)
+    errors = [f"model.{key} was {was!r} (here {now!r})" for key, was, now in _unseen(model, section)
               if was != now]
     if errors:
         raise CheckpointError(f"{source}: {'; '.join(errors)}. The tensors would fit, and the outputs would be others. "
                               "Give the section model these values.")
 
 
-def _unseen(model: object, config: type, section: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _unseen(model: object, section: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(key, recorded value, the model's) of settings that no tensor's shape shows."""
-    if not section.keys() - {"arch", "model_type"}:  # a packaged checkpoint names its type only
-        return
     cfg = getattr(getattr(model, "qformer", None), "cfg", None)
     for key, name in UNSEEN.items():
-        if cfg is not None and key in dir(config):
-            yield key, section.get(key, getattr(config, key)), getattr(cfg, name)
+        if cfg is not None and key in section:  # a packaged checkpoint names its type only
+            yield key, section[key], getattr(cfg, name)
     lora = getattr(getattr(getattr(model, "language_model", None), "load_options", None), "lora", None)
     if lora is not None and (section.get("lora") is not None or section.get("llm_train") == "lora"):
         yield "lora.alpha", (section.get("lora") or {}).get("alpha", type(lora).alpha), lora.alpha
@@ -152,9 +182,13 @@ def fit_state(model: BaseModel, tensors: Mapping[str, Tensor] | Content, source:
     layout, translated = recognise(named, own, vision_heads(model))
     translated.tensors = where_the_model_has(translated.tensors, own)
     if not own.keys() & translated.tensors.keys():
-        way_on = _way_on(content, source, named)
-        raise CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(named)}.{way_on}")
-    _check_language_model(model, layout, named, source)
+        from lavis_lite.checkpoints.report import shares_no_name  # guesses, for a file that does not fit
+
+        raise shares_no_name(source, named, content.parts)
+    if layout == "LAVIS":
+        from lavis_lite.checkpoints.formats.language_fit import check_language_model  # imports the language models
+
+        check_language_model(model, named, source)
     translated.tensors.update(extra or {})
     report = LoadReport(source, layout, unused=dict(translated.dropped), notes=_notes(content, taken))
     missing_allowed, unexpected_allowed = model.allowed_differences(translated.tensors.keys())
@@ -181,14 +215,6 @@ def _is_wider(tensor: Tensor, own: Tensor | None) -> bool:
     if own is None or not tensor.is_floating_point() or not own.is_floating_point():
         return False
     return torch.finfo(tensor.dtype).max > torch.finfo(own.dtype).max
-
-
-def _way_on(content: Content, source: str, names: Iterable[str]) -> str:
-    """What may help if a file shares no name with the model."""
-    if content.parts:
-        return f" {choose_command(source, content.parts)}"
-    command = rename_command(source, names)
-    return f" To keep these names without that beginning: {command}" if command else ""
 
 
 def _notes(content: Content, taken: list[str]) -> list[str]:
@@ -259,20 +285,6 @@ def _for_lavis_names(tensors: Mapping[str, Tensor], own: Iterable[str]) -> Trans
     return Translated({**translated.tensors, **{name: tensors[name] for name in translated.unknown}})
 
 
-def _check_language_model(model: BaseModel, layout: str, names: Iterable[str], source: str) -> None:
-    """Refuse a projection to another kind of language model, even if its shape fits."""
-    if layout != "LAVIS":
-        return
-    from lavis_lite.checkpoints.formats.language_fit import language_kind  # imports the language models
-
-    names = list(names)
-    found, own = language_prefix(names), language_kind(model)
-    if found is not None and own is not None and found != own:
-        raise CheckpointError(f"{source} does not fit the model, nothing was loaded. It seems to be "
-                              f"{seems_to_be(names)}, and this model's language model is of another kind "
-                              f"({type(model).__name__}).")
-
-
 def _ignore(report: LoadReport, translated: Translated, own: Mapping[str, Tensor], patterns: Iterable[str]) -> None:
     patterns = list(patterns)
     for name in [name for name in translated.tensors if name not in own and _matches(name, patterns)]:
@@ -325,15 +337,12 @@ def check_fit(report: LoadReport, fitted: Mapping[str, Tensor], own: Mapping[str
     unexpected = unknown + [name for name in fitted if name not in own]
     shapes = [(name, tuple(tensor.shape), tuple(own[name].shape)) for name, tensor in fitted.items()
               if name in own and tensor.shape != own[name].shape]
-    errors = [describe_unknown(unexpected, own)] if unexpected else []
-    errors += [describe_missing(missing)] if missing else []
-    errors += [describe_shapes(shapes)] if shapes else []
     kinds = [(name, _kind(tensor)) for name, tensor in fitted.items() if name in own
              and own[name].is_floating_point() and not (is_plain_float(tensor) and tensor.is_meta <= own[name].is_meta)]
-    errors += [describe_kinds(kinds)] if kinds else []
-    if errors:
-        raise CheckpointError(f"{report.source} does not fit the model, nothing was loaded. It seems to be "
-                              f"{seems_to_be(list(names) or [*unknown, *fitted])}.\n  " + "\n  ".join(errors))
+    if unexpected or missing or shapes or kinds:
+        from lavis_lite.checkpoints.report import does_not_fit  # as above
+
+        raise does_not_fit(report.source, list(names) or [*unknown, *fitted], own, unexpected, missing, shapes, kinds)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -20,9 +20,10 @@ from torch import Tensor
 from lavis_lite.checkpoints import manifest
 from lavis_lite.checkpoints.formats.key_maps import same_values
 from lavis_lite.checkpoints.manifest import INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
-from lavis_lite.checkpoints.report import ADAPTERS_ALONE
 from lavis_lite.errors import CheckpointError
 
+ADAPTERS_ALONE = ("LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or "
+                  "merge them with peft's merge_and_unload()")
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
 """keys under which trainings keep the model, the most telling first"""
 AVERAGES = ("model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_ema_state_dict", "ema",
@@ -313,7 +314,7 @@ def _read_shards(index: Path) -> Content:
         content = _read_file(index.parent / name)
         if content is None:
             raise CheckpointError(f"{index}: {name} is no file of weights.")
-        whole.tensors |= content.tensors
+        whole.tensors |= {key: tensor for key, tensor in content.tensors.items() if files.get(key, name) == name}
         whole.foreign += content.foreign
     lost = [name for name in files if name not in whole.tensors]
     if lost:

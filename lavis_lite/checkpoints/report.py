@@ -1,19 +1,17 @@
-"""What a loading did, and the one message that says why it could not be done."""
+"""Why a checkpoint could not be loaded: what the file seems to be, what differs, and what to do."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
-from lavis_lite.errors import nearest
+from lavis_lite.checkpoints.reading import ADAPTERS_ALONE
+from lavis_lite.errors import CheckpointError, nearest
 
 SHOWN = 5
 """names shown of each kind of error"""
 
-ADAPTERS_ALONE = ("LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or "
-                  "merge them with peft's merge_and_unload()")
 _CONNECTED = "; a model of arch vision_language with the same connector takes it"
 SIGNATURES = [
     (r"base_model\.model\..*lora_[AB]\..*", ADAPTERS_ALONE),
@@ -51,48 +49,6 @@ ARCHS = [
 """Names (regular expressions) -> the arch they point to: without the Q-Former's text half, and with it."""
 
 
-@dataclass
-class LoadReport:
-    """What happened to every tensor of the model and of the file.
-
-    Attributes:
-        source: the file or folder.
-        layout: "lavis_lite", "LAVIS", "Hugging Face" or a backbone's own.
-        loaded: names in the model that took a value.
-        resized: those of them that were interpolated (position embeddings) or cut (words the model does not have).
-        frozen_missing: frozen names of the model that the file does not have, as expected.
-        not_in_layout: names that the file's layout has no place for; they keep their initial values.
-        allowed_missing: other names that the caller allowed to be missing.
-        had: those of them that had their values already, out of another file.
-        unused: names of the file that were not needed -> why.
-        ignored: those of them (under our names) that the model has no place for.
-        notes: how the tensors were found: prefixes taken off, which of several state dicts, their dtype.
-    """
-
-    source: str
-    layout: str
-    loaded: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    frozen_missing: list[str] = field(default_factory=list)
-    not_in_layout: list[str] = field(default_factory=list)
-    allowed_missing: list[str] = field(default_factory=list)
-    had: list[str] = field(default_factory=list)
-    unused: dict[str, str] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded"]
-        for count, words in ((len(self.resized), "resized"), (len(self.frozen_missing), "frozen and not in it"),
-                             (len(self.not_in_layout), "without a place in its layout, left as initialised"),
-                             (len(self.had), "had from another file"),
-                             (len(self.allowed_missing) - len(self.had), "missing, left as initialised"),
-                             (len(self.unused), "of its own not needed")):
-            if count:
-                parts.append(f"{count} {words}")
-        return f"{self.source} ({self.layout}): {', '.join(parts)}{''.join(f'; {note}' for note in self.notes)}"
-
-
 def seems_to_be(names: Iterable[str]) -> str:
     """A guess at what a file with these names is, with the arch that it fits where one is known."""
     names = list(names)
@@ -117,6 +73,43 @@ def likely_arch(names: Iterable[str]) -> str:
     return ""
 
 
+def shares_no_name(source: str, names: Iterable[str], parts: Sequence[str]) -> CheckpointError:
+    """The error of a file that shares no name with the model, with what may help.
+
+    Args:
+        source: the file.
+        names: of its tensors.
+        parts: keys of its dictionaries of tensors, if it holds several.
+    """
+    names = list(names)
+    command = "" if parts else rename_command(source, names)
+    way_on = f" {choose_command(source, parts)}" if parts else ""
+    way_on += f" To keep these names without that beginning: {command}" if command else ""
+    return CheckpointError(f"{source} shares no name with the model: it seems to be {seems_to_be(names)}.{way_on}")
+
+
+Shapes = Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
+"""(name, shape in the file, shape in the model)"""
+
+
+def does_not_fit(source: str, names: Iterable[str], own: Iterable[str], unknown: Sequence[str], missing: Sequence[str],
+                 shapes: Shapes, kinds: Sequence[tuple[str, str]]) -> CheckpointError:
+    """The error of a file that differs from the model, with all differences.
+
+    Args:
+        source: the file.
+        names: of its tensors.
+        own: the model's names.
+        unknown, missing, shapes, kinds: as the functions below describe them; empty: no such difference.
+    """
+    lines = [describe_unknown(unknown, own)] if unknown else []
+    lines += [describe_missing(missing)] if missing else []
+    lines += [describe_shapes(shapes)] if shapes else []
+    lines += [describe_kinds(kinds)] if kinds else []
+    return CheckpointError(f"{source} does not fit the model, nothing was loaded. It seems to be "
+                           f"{seems_to_be(names)}.\n  " + "\n  ".join(lines))
+
+
 def describe_unknown(unknown: Sequence[str], model_names: Iterable[str]) -> str:
     """A sentence on names that the model does not have, with its most similar ones."""
     choices = list(model_names)
@@ -135,7 +128,7 @@ def describe_missing(missing: Sequence[str]) -> str:
     return f"{len(missing)} of the model's not in the file: {_list(missing[:SHOWN], len(missing))}"
 
 
-def describe_shapes(shapes: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
+def describe_shapes(shapes: Shapes) -> str:
     """A sentence on tensors of another shape: (name, in the file, in the model)."""
     lines = []
     for name, theirs, own in shapes[:SHOWN]:

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from lavis_lite.checkpoints.manifest import CHECKPOINTS, checkpoint_of_run, shards_of
 from lavis_lite.config.schema import HoldsLanguageModel, ModelConfig, NamesLanguageModel
 from lavis_lite.errors import ConfigError, DataError, ErrorList, did_you_mean
-from lavis_lite.io import files, hub
+from lavis_lite.io import files
 from lavis_lite.models.provenance import WeightSource
 from lavis_lite.models.vision.config import timm_repository
 from lavis_lite.redaction import reveal
 from lavis_lite.registry import registry
 
 if TYPE_CHECKING:
+    from lavis_lite.io import hub
     from lavis_lite.models.base import BaseModel
 
 P = ParamSpec("P")
@@ -88,18 +89,19 @@ class WeightFile:
         files.check_regular(path)
         here = path if path.exists() else None
         if here is None and (repository := self._repository()) is not None:
+            from lavis_lite.io import hub  # few names are there
+
             here = hub.cached(repository, HUB_FILES.get(self.key))
         return here if here is None or self.key != "llm_model" or _has_weights(here) else None
 
     def _repository(self) -> hub.HubName | None:
         """The hub repository that is named: `name`, `owner/name` or `hf://...`; None: something else."""
-        if self.value.startswith(f"{hub.SCHEME}://"):
-            return hub.HubName.parse(self.value)
-        return hub.HubName(self.value) if self._looks_like_hub() else None
+        from lavis_lite.io import hub
 
-    def _looks_like_hub(self) -> bool:
-        """`name` or `owner/name`, with no file suffix."""
-        return hub.is_repository(self.value) and not self.value.endswith(FILE_ENDINGS)
+        if self.value.startswith(f"{files.HUB}://"):
+            return hub.HubName.parse(self.value)
+        is_name = hub.is_repository(self.value) and not self.value.endswith(FILE_ENDINGS)
+        return hub.HubName(self.value) if is_name else None
 
     def is_local(self) -> bool:
         """Whether it is on this machine."""
@@ -110,9 +112,10 @@ class WeightFile:
         if self.value.startswith(PACKAGED_PREFIX):
             hint = did_you_mean(self.value, packaged_names())
             return f"model.{self.key}: unknown packaged name {self.value!r}; {hint}"
-        if self.value.startswith(f"{hub.SCHEME}://"):
+        repository = self._repository()
+        if repository is not None and "://" in self.value:
             return (f"model.{self.key}: {self.value} is not in the hub cache; get it with "
-                    f"`{hub.HubName.parse(self.value).command()}`.")
+                    f"`{repository.command()}`.")
         if "://" in self.value:
             target = files.target_of(self.value)
             return (f"model.{self.key}: {self.value} is not in the cache ({target}); get it with "
@@ -120,7 +123,7 @@ class WeightFile:
         looked = f"looked at {files.resolve(self.value)}"
         if not Path(self.value).expanduser().is_absolute():
             looked = f"looked for it in the working folder {Path.cwd()} and at {files.resolve(self.value)}"
-        if self._looks_like_hub():
+        if repository is not None:
             from huggingface_hub.constants import HF_HUB_CACHE
 
             looked += (f" and, as a Hugging Face repository, in the hub cache {HF_HUB_CACHE}; get it with "
@@ -129,7 +132,7 @@ class WeightFile:
 
     def is_remote(self) -> bool:
         """Whether its name is one that could be downloaded."""
-        return not self.value.startswith(PACKAGED_PREFIX) and ("://" in self.value or self._looks_like_hub())
+        return not self.value.startswith(PACKAGED_PREFIX) and ("://" in self.value or self._repository() is not None)
 
     def fetch(self) -> Path:
         """Bring it here.
@@ -142,6 +145,8 @@ class WeightFile:
             return here
         repository = None if self.value.startswith(PACKAGED_PREFIX) else self._repository()
         if repository is not None:
+            from lavis_lite.io import hub
+
             try:
                 return hub.fetch(repository, files.offline(), HUB_FILES.get(self.key))
             except DataError as error:
@@ -248,16 +253,6 @@ def fetch_all(needs: Sequence[WeightFile], what: str) -> dict[str, Path]:
     if faults:
         raise DataError(str(ErrorList(f"{what} needs files that cannot be fetched:", faults)))
     return paths
-
-
-def localised(model: ModelConfig) -> ModelConfig:
-    """The same model section with every name replaced by a local path (downloading what is missing).
-
-    Raises:
-        DataError: see `fetch_all`.
-    """
-    found = fetch_all(required_weights(model), f"{model.arch}/{model.model_type}")
-    return model.replaced(**{key: str(path) for key, path in found.items()})
 
 
 def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:

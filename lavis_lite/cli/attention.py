@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image
 
 from lavis_lite.errors import ConfigError
-from lavis_lite.io import atomic, disk
+from lavis_lite.io import atomic
+from lavis_lite.io.files import why_not_writable
 from lavis_lite.registry import lacking, need, registry
 
 
@@ -36,7 +37,7 @@ def targets(name: str | None, pictures: Sequence[Path], arch: str) -> dict[Path,
     if is_file and len(pictures) > 1:
         raise ConfigError(f"--attention: {name} is one file for {len(pictures)} pictures; name a folder, such as "
                           f"{path.with_suffix('')}.")
-    if reason := disk.why_not_writable(path, folder=not is_file):
+    if reason := why_not_writable(path, folder=not is_file):
         raise ConfigError(f"--attention {name} cannot be written ({reason}); name a .png file or a folder.")
     found = {pictures[0]: path} if is_file else _in_folder(path, pictures)
     if own := {picture.resolve() for picture in pictures} & {target.resolve() for target in found.values()}:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.cli.console import add_config, command_parser, new_folder
-from lavis_lite.cli.train import raise_errors
+from lavis_lite.cli.console import add_config, command_parser, new_folder, raise_errors
 from lavis_lite.config.compose import compose
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.media.images import ImageFolder

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from lavis_lite.cli.console import add_config, command_parser, print_once
-from lavis_lite.cli.train import add_common, carry_out
+from lavis_lite.cli.console import add_common, add_config, carry_out, command_parser, print_once
 from lavis_lite.config.compose import Composition, compose
 from lavis_lite.errors import ConfigError
 

@@ -12,7 +12,7 @@ from string import Template
 
 from lavis_lite.cli.console import command_parser, program
 from lavis_lite.errors import ConfigError
-from lavis_lite.io.disk import why_not_writable
+from lavis_lite.io.files import why_not_writable
 from lavis_lite.registry import registry
 
 FILES = {"recipe.yaml": "recipe.yaml", "model.py": "model.py", "test_project.py": "test_{name}.py",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lavis_lite.cli.console import add_config, command_parser, print_once
-from lavis_lite.config.compose import Composition, compose, to_yaml
-from lavis_lite.errors import ConfigError, ErrorList
-from lavis_lite.preflight import check, fetch_hint, missing
+from lavis_lite.cli.console import add_common, add_config, carry_out, command_parser, print_once
+from lavis_lite.config.compose import compose
+from lavis_lite.errors import ConfigError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,13 +30,6 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
-def add_common(arguments: argparse.ArgumentParser) -> None:
-    """Add `--print-config` and `--traceback`, which training and evaluation share."""
-    arguments.add_argument("--print-config", action="store_true",
-                           help="show every setting and the layer that set it, and stop")
-    arguments.add_argument("--traceback", action="store_true", help="show where an error comes from")
-
-
 def main(argv: Sequence[str]) -> int:
     """Compose, check, and run.
 
@@ -54,52 +46,3 @@ def main(argv: Sequence[str]) -> int:
 
         composition, arguments.resume = resume_evaluation(composition, arguments.resume, print_once), None
     return carry_out(composition, arguments, arguments.cfg_path)
-
-
-def carry_out(composition: Composition, arguments: argparse.Namespace, cfg_path: str) -> int:
-    """Check a composed run; then, by the arguments, print its configuration, try it, or run it.
-
-    Args:
-        composition: the run.
-        arguments: with `print_config`, `dry_run`, `resume` and `start_over`.
-        cfg_path: name of the configuration in messages.
-
-    Raises:
-        LavisLiteError: any mistake in the input, before work starts.
-    """
-    errors = check(composition)
-    if arguments.print_config:
-        print(to_yaml(composition, with_layers=True), end="")
-    if not errors and not arguments.print_config:
-        from lavis_lite.tasks.base import unmet_needs  # imports torch: not before everything else is right
-
-        errors = unmet_needs(composition.config)
-    needs = [] if arguments.print_config else missing(composition.config)
-    raise_errors(cfg_path, errors, [] if arguments.dry_run else needs)
-    if arguments.print_config:
-        return 0
-    return _run(composition, arguments, needs, cfg_path)
-
-
-def raise_errors(cfg_path: str, errors: list[str], needs: list[str]) -> None:
-    """Raise one error that lists every mistake and everything that is missing; nothing if both lists are empty."""
-    if errors or needs:
-        error = ErrorList(f"{cfg_path} cannot run:", [*errors, *(f"missing: {need}" for need in needs)])
-        if needs:
-            error.args = (f"{error.args[0]}\nfetch what can be fetched with: {fetch_hint(cfg_path)}",)
-        error.same_on_all_ranks = True  # type: ignore[attr-defined]
-        raise error
-
-
-def _run(composition: Composition, arguments: argparse.Namespace, needs: list[str], cfg_path: str) -> int:
-    if arguments.dry_run:  # what follows imports torch: only when there is work
-        from lavis_lite.dry_run import dry_run
-
-        dry_run(composition, needs, fetch_hint(cfg_path), getattr(arguments, "gpus", None))
-        return 0
-    from lavis_lite import engine
-
-    for note in composition.config.notes:
-        print(f"note: {note}", flush=True)
-    engine.main(composition, resume=arguments.resume, start_over=arguments.start_over)
-    return 0

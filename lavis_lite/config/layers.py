@@ -246,7 +246,7 @@ def parse_options(options: Sequence[str]) -> Layer:
     """
     content: dict[str, Any] = {}
     for key, text in _pairs(list(options)):
-        plain(key, f"{OPTIONS} {shown(key)}")
+        plain(key, OPTIONS, key[:80])
         parts = key.split(".")
         if parts[0] not in SECTIONS or (len(parts) < 2 and parts[0] not in LISTS):
             raise ConfigError(f"{OPTIONS} {key}={text}: a key is section.name; instead of {parts[0]!r}, "

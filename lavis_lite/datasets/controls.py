@@ -8,7 +8,7 @@ from itertools import cycle, islice
 from typing import Any, ClassVar, Literal
 
 from lavis_lite.datasets.base import BaseDataset, Sample, location_of
-from lavis_lite.datasets.loading.randomness import hash64, permutation
+from lavis_lite.datasets.loading.sampler import hash64, permutation
 from lavis_lite.datasets.protocols import ManyImages, MapDataset, Ordered, SwappableImages
 from lavis_lite.errors import DataError
 from lavis_lite.registry import lacking

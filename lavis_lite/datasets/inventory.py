@@ -8,8 +8,8 @@ from typing import Any
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig, StorageConfig
 from lavis_lite.datasets.files.archives import Archive
-from lavis_lite.datasets.files.locate import Source, prepare, sources, was_unpacked_into
-from lavis_lite.datasets.shards.dataset import missing_shards, names_in
+from lavis_lite.datasets.files.locate import Source, names_in, prepare, sources, was_unpacked_into
+from lavis_lite.datasets.shards.dataset import missing_shards
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.io import files
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lavis_lite.distributed.collectives import peer_is_gone, rank_is_gone
+from lavis_lite.distributed import peer_is_gone, rank_is_gone
 from lavis_lite.errors import DistributedError
 from lavis_lite.process.children import follow_parent, remove_stale_folders
 from lavis_lite.process.exits import cause_of, stop_signals_ignored

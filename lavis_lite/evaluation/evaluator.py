@@ -11,14 +11,13 @@ import torch
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config
+from lavis_lite.datasets.loading.loader import PendingBatches
 from lavis_lite.datasets.loading.policy import BadSampleAccount
-from lavis_lite.datasets.loading.sampler import PendingBatches
 from lavis_lite.datasets.protocols import Hashed, MapDataset
 from lavis_lite.device import Precision, seed_position, to_device
 from lavis_lite.errors import ConfigError, ContractError, DataError, TextTooLongError, did_you_mean
-from lavis_lite.evaluation.fingerprint import eval_fingerprint
 from lavis_lite.evaluation.results import Evaluation, where_unscored, write_predictions, write_reports, write_result
-from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, EvaluationStopped
+from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, EvaluationStopped, eval_fingerprint
 from lavis_lite.io import disk
 from lavis_lite.models.language.contract import language_model_of
 from lavis_lite.tasks.base import BaseTask, ProgressHandle, Row
@@ -66,6 +65,8 @@ class Evaluator:
         self.predictions: dict[str, list[Row] | Submission] = {}
         self.reports: dict[str, Evaluation] = {}
         self._checkpoints: list[EvalCheckpoint] = []
+        self._part: BaseTask = task
+        """evaluates the present data set"""
         if (writer := language_model_of(model)) is not None:
             writer.at_once, writer.fixed_cache = self.run.decode_at_once, self.run.fixed_cache
 
@@ -147,7 +148,8 @@ class Evaluator:
             unscored = where_unscored(scores, self.predictions, paths)
         except OSError as error:
             problem = disk.cannot_write(self.run_dir / "results", error, what=f"the results of {split}")
-        self.tracker.log(f"step {step}  {split}: {self.task.summary(dict(scores))}{unscored}")
+        task = self.task if any("/" in name for name in scores) else self._part
+        self.tracker.log(f"step {step}  {split}: {task.summary(dict(scores))}{unscored}")
         if not problem:
             write_reports(self.cfg, self.run_dir, split, step, self.reports, weights, self.tracker.log)
         return problem
@@ -163,9 +165,10 @@ class Evaluator:
         self._checkpoints = []
 
     def _one(self, name: str, dataset: MapDataset, split: str, step: int) -> dict[str, float]:
-        self.task.before_evaluation(dataset, split)
-        evaluated = self.task.evaluated(dataset)
-        progress = self.task.progress = self._progress(name, evaluated, split, step)
+        task = self._part = self.task.part_for(dataset)
+        task.before_evaluation(dataset, split)
+        evaluated = task.evaluated(dataset)
+        progress = task.progress = self._progress(name, evaluated, split, step)
         try:
             rows = self._predict(evaluated, split, step, progress)
             progress.stop_if_requested()
@@ -175,7 +178,7 @@ class Evaluator:
             self.bad_samples.forget()
             raise
         finally:
-            self.task.progress = ProgressHandle()
+            task.progress = ProgressHandle()
             progress.close()
 
     def _progress(self, name: str, dataset: MapDataset, split: str, step: int) -> EvalProgress:
@@ -219,7 +222,7 @@ class Evaluator:
                     with distributed.local(), self.precision.autocast():
                         found = self._predict_batch(dataset, to_device(batch, self.device))
                 bad, samples = self.bad_samples.newest
-                if self.task.gathers_rows:
+                if self._part.gathers_rows:
                     check_ids(self.run.task, found)
                     progress.save_batch(number, found, bad, samples)
                 rows += found
@@ -230,7 +233,7 @@ class Evaluator:
     def _predict_batch(self, dataset: MapDataset, batch: dict[str, Any]) -> list[Row]:
         """The task's rows of a batch. A sample with a text too long for the model counts as a bad sample."""
         try:
-            return self.task.predict(self.model, batch)
+            return self._part.predict(self.model, batch)
         except TextTooLongError as error:
             self.bad_samples.too_long(dataset, {int(batch["index"][row]): size for row, size in error.rows.items()},
                                       error)
@@ -238,17 +241,18 @@ class Evaluator:
             return self._predict_batch(dataset, rest) if rest else []
 
     def _score(self, name: str, dataset: MapDataset, split: str, rows: list[Row]) -> dict[str, float]:
-        if self.task.gathers_rows:
+        task = self._part
+        if task.gathers_rows:
             rows = gathered(rows)
-            predictions = self.task.predictions(rows, dataset)
+            predictions = task.predictions(rows, dataset)
             if predictions is not None:
                 self.predictions[name] = predictions
         with self.precision.autocast():
-            scores = self.task.score(self.model, rows, dataset, split)
-        samples = self.task.report(rows, dataset, split) if distributed.is_main() else None
+            scores = task.score(self.model, rows, dataset, split)
+        samples = task.report(rows, dataset, split) if distributed.is_main() else None
         if samples is not None:
             with self.precision.autocast(), distributed.local():
-                samples = self.task.illustrated(self.model, rows, dataset, samples)
+                samples = task.illustrated(self.model, rows, dataset, samples)
             self.reports[name] = Evaluation(scores, samples)
         return scores
 

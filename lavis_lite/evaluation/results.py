@@ -15,17 +15,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lavis_lite.config.schema import Config
 from lavis_lite.io import atomic, disk
-from lavis_lite.report.sample import ReportSample, finite
+from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.config import Submission, lines
 from lavis_lite.tracking.tracker import Panels, panels, read
-
-if TYPE_CHECKING:
-    pass
 
 Predictions = Mapping[str, list[Row] | Submission]
 """data set -> predictions of the split"""
@@ -98,10 +95,24 @@ def where_unscored(scores: Mapping[str, float], predictions: Predictions, paths:
 
 def write_samples(path: Path, split: str, step: int, dataset: str, evaluation: Evaluation) -> None:
     """Write all facts of the samples except their pictures, one sample a line."""
+    from lavis_lite.report.page import finite
+
     head = {"split": split, "step": step, "dataset": dataset,
             "metrics": {name: finite(value) for name, value in evaluation.scores.items()}}
-    rows = ",\n".join(json.dumps(sample.row(), allow_nan=False) for sample in evaluation.samples)
+    rows = ",\n".join(json.dumps(sample_row(sample), allow_nan=False) for sample in evaluation.samples)
     atomic.write_text(path, f'{json.dumps(head, allow_nan=False)[:-1]}, "samples": [\n{rows}\n]}}\n')
+
+
+def sample_row(sample: ReportSample) -> dict[str, Any]:
+    """A sample's entry in the samples file: everything but pictures and candidates."""
+    from lavis_lite.report.page import finite
+
+    row: dict[str, Any] = {"id": sample.id, "scores": {name: finite(value) for name, value in sample.scores.items()}}
+    prediction = sample.prediction if sample.prediction or sample.rank is None else None
+    named = {"right": sample.right, "rank": sample.rank, "group": sample.group or None,
+             "context": sample.context or None, "prompt": sample.prompt or None, "prediction": prediction,
+             "references": list(sample.references) or None}
+    return row | {key: value for key, value in named.items() if value is not None}
 
 
 def write_reports(cfg: Config, run_dir: Path, split: str, step: int, reports: Mapping[str, Evaluation], weights: str,

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import importlib
 import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from lavis_lite import distributed
+import torch
+from torch import nn
+
+from lavis_lite import __version__, distributed
+from lavis_lite.config.layers import flatten
 from lavis_lite.config.schema import Config
-from lavis_lite.evaluation.fingerprint import Fingerprint, config_fingerprint, differences
+from lavis_lite.datasets.files.locate import annotation_hashes
+from lavis_lite.models.base import weights_hash
 from lavis_lite.redaction import mask_all
 from lavis_lite.tasks.base import ProgressHandle, Row
 from lavis_lite.tracking.tracker import Tracker
@@ -31,22 +37,117 @@ fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 FOLDER = Path("results") / ".unfinished"
 FORMAT = 1
 SYNC_SECONDS = 1.0
+LONGEST = 60
+"""characters of a value in a message"""
 Entry = dict[str, Any]
+Fingerprint = dict[str, Any]
+"""name -> plain value; the names of configured values are dotted keys. Values, not one hash, so that a refusal can say
+what differs"""
+
+
+# --- progress of one data set -----------------------------------------------------------------------------------------
+class EvaluationStopped(Exception):
+    """A signal stopped the evaluation of a split; all ranks have left it together.
+
+    Attributes:
+        exit_code: of the process.
+        kept: which finished work is on the disk, as a clause; "": none.
+    """
+
+    def __init__(self, exit_code: int, kept: str = "") -> None:
+        self.exit_code, self.kept = exit_code, kept
+        super().__init__(f"evaluation stopped by a signal (exit code {exit_code})")
+
+
+class EvalProgress(ProgressHandle):
+    """Saves what is finished, shows it, and knows what an earlier try finished. Made by all ranks together.
+
+    Args:
+        checkpoint: the file of this evaluation and rank.
+        resume: whether to load what an earlier try finished; else it is removed.
+        tracker: shows the bars.
+        title: of the bars, `<split> <data set>`.
+        stop_code: returns the exit code of a pending signal on this rank; 0: no signal.
+
+    Attributes:
+        completed: finished batches by number; their rows are on rank 0 only, which reads the files.
+        done: numbers of the finished batches, on all ranks.
+        writable: false if another process runs the same evaluation, or its files cannot be read; nothing is saved then.
+    """
+
+    def __init__(self, checkpoint: EvalCheckpoint, resume: bool, tracker: Tracker, title: str,
+                 stop_code: Callable[[], int]) -> None:
+        self.checkpoint, self.tracker, self.title, self._stop_code = checkpoint, tracker, title, stop_code
+        self.completed: dict[int, Entry] = {}
+        parts, self.writable = self._load(resume) if distributed.is_main() else ({}, True)
+        done, self._parts, self.writable = distributed.broadcast_object((list(self.completed), parts, self.writable))
+        self.done = frozenset(done)
+        self._total = self._done = 0
+
+    def _load(self, resume: bool) -> tuple[dict[str, Any], bool]:
+        """(finished parts of the scoring, whether this process may write); fills `completed`."""
+        parts, messages, writable = dict[str, Any](), list[str](), True
+        try:
+            if resume:
+                self.completed, parts, messages = self.checkpoint.load()
+            else:
+                self.checkpoint.remove()
+        except OSError as error:
+            writable = False
+            messages = [f"{error.filename or self.checkpoint.folder}: {error.strerror}; this evaluation begins from "
+                        "the start and saves no finished batches"]
+        for message in messages:
+            self.tracker.log(message)
+        return parts, writable
+
+    def save_batch(self, number: int, rows: list[Row], bad: list[Any], samples: int) -> None:
+        """Save a finished batch, unless JSON would change its rows."""
+        if is_plain(rows):
+            self._append({"batch": number, "rows": rows, "samples": samples, "bad": bad})
+
+    def load(self, key: str) -> Any:
+        """A part of the scoring that an earlier try finished; None: it is not there."""
+        return self._parts.get(key)
+
+    def save(self, key: str, value: Any) -> None:
+        """Save a finished part of the scoring."""
+        self._append({"key": key, "value": value})
+
+    def _append(self, entry: Entry) -> None:
+        if self.writable and (problem := self.checkpoint.append(entry)):
+            self.tracker.log(problem)
+
+    def begin(self, title: str, total: int, unit: str, done: int = 0) -> None:
+        """Show a bar of `total` units of all ranks, `done` of them finished earlier."""
+        self._total, self._done = total, done
+        self.tracker.begin(f"{self.title} {title}".rstrip(), total, done, unit)
+
+    def advance(self, count: int = 1) -> None:
+        """Move the bar as far as all ranks get while this one finishes `count` units."""
+        self._done += count * distributed.world_size()
+        self.tracker.proceed(min(self._done, self._total))
+
+    def stop_requested(self) -> int:
+        """Exit code of a pending signal on this rank; 0: none."""
+        return self._stop_code()
+
+    def stop_if_requested(self) -> None:
+        """Leave the evaluation if a signal asked any rank to stop. Collective.
+
+        Raises:
+            EvaluationStopped: on all ranks.
+        """
+        if code := max(distributed.all_gather_object(self.stop_requested())):
+            written = self.checkpoint.paths() if self.writable else []
+            raise EvaluationStopped(code, f"what is finished is kept in {written[0].parent}" if written else "")
+
+    def close(self) -> None:
+        """Remove the bar and close the file, which stays on the disk."""
+        self.tracker.end()
+        self.checkpoint.close()
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
-@dataclass
-class CompletedBatches:
-    """What an earlier try of an evaluation completed.
-
-    batches: batch number -> {"batch", "rows", "samples", "bad"}.
-    parts: key -> value that a task saved while it scored, see `ProgressHandle.save`.
-    """
-
-    batches: dict[int, Entry] = field(default_factory=dict)
-    parts: dict[str, Any] = field(default_factory=dict)
-
-
 class EvalCheckpoint:
     """This rank's file of one evaluation. It is opened when the first line is written.
 
@@ -75,17 +176,17 @@ class EvalCheckpoint:
         """The files of all ranks."""
         return sorted(self.folder.glob(f"{self.name}.rank*.jsonl"))
 
-    def load(self) -> tuple[CompletedBatches, list[str]]:
-        """(what the files of all ranks hold, messages about them). For rank 0, before any rank writes.
+    def load(self) -> tuple[dict[int, Entry], dict[str, Any], list[str]]:
+        """(finished batches by number, parts of the scoring by key, messages) of the files of all ranks.
 
-        A file of another evaluation under the same name is renamed, not read.
+        For rank 0, before any rank writes. A file of another evaluation under the same name is renamed, not read.
 
         Raises:
             OSError: another process is writing a file, or this user may not read it.
         """
-        completed, messages = CompletedBatches(), []
+        batches, parts, messages = dict[int, Entry](), dict[str, Any](), list[str]()
         for path in self.paths():
-            if _is_busy(path):
+            if is_busy(path):
                 raise OSError(errno.EAGAIN, "another process is writing it", str(path))
             header, entries = read(path)
             changed = differences(header["evaluation"], self.header["evaluation"]) if header else ["it is damaged"]
@@ -95,10 +196,10 @@ class EvalCheckpoint:
                 messages.append(f"{renamed}: this unfinished evaluation is not resumed: {'; '.join(changed[:3])}")
             for entry in () if changed else entries:
                 if "batch" in entry:
-                    completed.batches.setdefault(entry["batch"], entry)
+                    batches.setdefault(entry["batch"], entry)
                 else:
-                    completed.parts.setdefault(entry["key"], entry["value"])
-        return completed, messages
+                    parts.setdefault(entry["key"], entry["value"])
+        return batches, parts, messages
 
     def append(self, entry: Entry) -> str:
         """Write a line and flush it, so that it survives a kill; sync to the disk at most once a second.
@@ -190,155 +291,62 @@ def _has(entry: Entry, **types: type) -> bool:
 
 def _lock(file: IO[bytes]) -> bool:
     """Lock an open file until it is closed or this process ends; False if another process has the lock."""
-    try:
-        if fcntl is not None:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
+    with contextlib.suppress(OSError):  # a file system without locks
+        try:
+            if fcntl is not None:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
     return True
 
 
-def _is_busy(path: Path) -> bool:
+def is_busy(path: Path) -> bool:
     """Whether another process writes a file. Raises OSError if this user may not open it."""
     with open(path, "ab") as file:
         return not _lock(file)
 
 
-def find_unfinished(output_dir: Path, cfg: Config) -> tuple[Path | None, str]:
-    """(the newest run folder in which an evaluation with this configuration was stopped, a message or "").
-
-    Only evaluations that are runs of their own are searched. Weights and data are compared later, once they are loaded.
-    """
-    message = ""
-    for run_dir, saved in _unfinished(Path(output_dir)):
-        if saved.get("split", "") not in {*cfg.run.valid_splits, *cfg.run.test_splits}:
-            continue
-        configured = {key: value for key, value in saved.items()
-                      if key.startswith(("model.", "preprocess.", "datasets.", "run."))}
-        changed = differences(configured, config_fingerprint(cfg, str(saved.get("data set"))))
-        if not changed:
-            return run_dir, f"resuming the evaluation that was stopped in {run_dir}"
-        message = message or (f"the evaluation that was stopped in {run_dir} has other settings "
-                              f"({'; '.join(changed[:3])}); starting a new one")
-    return None, message
-
-
-def _unfinished(output_dir: Path) -> Iterator[tuple[Path, Fingerprint]]:
-    """(run folder, fingerprint) of stopped standalone evaluations, newest first, without those that are running."""
-    found: list[tuple[float, Path, Fingerprint]] = []
-    busy = set()
-    for path in output_dir.glob(f"*/{FOLDER}/*.rank*.jsonl"):
-        run_dir = path.parents[len(FOLDER.parts)]
-        with contextlib.suppress(OSError):  # files that this user may not read, or that vanish meanwhile
-            if _is_busy(path):
-                busy.add(run_dir)
-            header, _ = read(path)
-            if header is not None and header["alone"]:
-                found.append((path.stat().st_mtime, run_dir, header["evaluation"]))
-    found.sort(key=lambda one: one[0], reverse=True)
-    return ((run_dir, saved) for _, run_dir, saved in found if run_dir not in busy)
-
-
-# --- progress of one data set --------------------------------------------------------------------------------------
-class EvaluationStopped(Exception):
-    """A signal stopped the evaluation of a split; all ranks have left it together.
-
-    Attributes:
-        exit_code: of the process.
-        kept: which finished work is on the disk, as a clause; "": none.
-    """
-
-    def __init__(self, exit_code: int, kept: str = "") -> None:
-        self.exit_code, self.kept = exit_code, kept
-        super().__init__(f"evaluation stopped by a signal (exit code {exit_code})")
-
-
-class EvalProgress(ProgressHandle):
-    """Saves what is finished, shows it, and knows what an earlier try finished. Made by all ranks together.
+# --- the fingerprint --------------------------------------------------------------------------------------------------
+def eval_fingerprint(cfg: Config, model: nn.Module, dataset: str, samples: int, **facts: Any) -> Fingerprint:
+    """Everything that the rows of an evaluation depend on: configuration, weights and annotation files.
 
     Args:
-        checkpoint: the file of this evaluation and rank.
-        resume: whether to load what an earlier try finished; else it is removed.
-        tracker: shows the bars.
-        title: of the bars, `<split> <data set>`.
-        stop_code: returns the exit code of a pending signal on this rank; 0: no signal.
-
-    Attributes:
-        completed: finished batches by number; their rows are on rank 0 only, which reads the files.
-        done: numbers of the finished batches, on all ranks.
-        writable: false if another process runs the same evaluation, or its files cannot be read; nothing is saved then.
+        cfg: the whole configuration.
+        model: its weights are hashed.
+        dataset: name of the data set that is evaluated.
+        samples: number of its samples.
+        facts: more plain values, such as the split and the precision.
     """
+    section = cfg.datasets.get(dataset)
+    return {**config_fingerprint(cfg, dataset), **(annotation_hashes(section) if section else {}),
+            "number of samples": samples, "weights": weights_hash(model),
+            "versions": f"lavis_lite {__version__}, torch {torch.__version__}", **facts}
 
-    def __init__(self, checkpoint: EvalCheckpoint, resume: bool, tracker: Tracker, title: str,
-                 stop_code: Callable[[], int]) -> None:
-        self.checkpoint, self.tracker, self.title, self._stop_code = checkpoint, tracker, title, stop_code
-        self.writable = True
-        earlier = self._load(resume) if distributed.is_main() else CompletedBatches()
-        self.completed = earlier.batches
-        done, self._parts, self.writable = distributed.broadcast_object(
-            (list(earlier.batches), earlier.parts, self.writable))
-        self.done = frozenset(done)
-        self._total = self._done = 0
 
-    def _load(self, resume: bool) -> CompletedBatches:
-        completed, messages = CompletedBatches(), list[str]()
-        try:
-            if resume:
-                completed, messages = self.checkpoint.load()
-            else:
-                self.checkpoint.remove()
-        except OSError as error:
-            self.writable = False
-            messages = [f"{error.filename or self.checkpoint.folder}: {error.strerror}; this evaluation begins from "
-                        "the start and saves no finished batches"]
-        for message in messages:
-            self.tracker.log(message)
-        return completed
+def config_fingerprint(cfg: Config, dataset: str) -> Fingerprint:
+    """The configured part: model, preprocess, the data set's own section, and the run keys that affect rows."""
+    whole = asdict(cfg)
+    sections = {"model": whole["model"], "preprocess": whole["preprocess"],
+                "datasets": {name: section for name, section in whole["datasets"].items() if name == dataset},
+                "run": {key: value for key, value in whole["run"].items() if cfg.run.affects_rows(key)}}
+    return {key: _without_secret(value) for key, value in flatten(json.loads(json.dumps(sections, default=str)))}
 
-    def save_batch(self, number: int, rows: list[Row], bad: list[Any], samples: int) -> None:
-        """Save a finished batch, unless JSON would change its rows."""
-        if is_plain(rows):
-            self._append({"batch": number, "rows": rows, "samples": samples, "bad": bad})
 
-    def load(self, key: str) -> Any:
-        """A part of the scoring that an earlier try finished; None: it is not there."""
-        return self._parts.get(key)
+def _without_secret(value: Any) -> Any:
+    """A value with its secrets masked, and a short hash that tells another secret."""
+    masked = mask_all(value)
+    return value if masked == value else f"{masked} (sha256 {hashlib.sha256(str(value).encode()).hexdigest()[:8]}...)"
 
-    def save(self, key: str, value: Any) -> None:
-        """Save a finished part of the scoring."""
-        self._append({"key": key, "value": value})
 
-    def _append(self, entry: Entry) -> None:
-        if self.writable and (problem := self.checkpoint.append(entry)):
-            self.tracker.log(problem)
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """One clause for each value that differs; a value that only one side has differs, too."""
+    changed = (key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key))
+    return [_difference(key, saved.get(key), current.get(key)) for key in changed]
 
-    def begin(self, title: str, total: int, unit: str, done: int = 0) -> None:
-        """Show a bar of `total` units of all ranks, `done` of them finished earlier."""
-        self._total, self._done = total, done
-        self.tracker.begin(f"{self.title} {title}".rstrip(), total, done, unit)
 
-    def advance(self, count: int = 1) -> None:
-        """Move the bar as far as all ranks get while this one finishes `count` units."""
-        self._done += count * distributed.world_size()
-        self.tracker.proceed(min(self._done, self._total))
-
-    def stop_requested(self) -> int:
-        """Exit code of a pending signal on this rank; 0: none."""
-        return self._stop_code()
-
-    def stop_if_requested(self) -> None:
-        """Leave the evaluation if a signal asked any rank to stop. Collective.
-
-        Raises:
-            EvaluationStopped: on all ranks.
-        """
-        if code := max(distributed.all_gather_object(self.stop_requested())):
-            written = self.checkpoint.paths() if self.writable else []
-            raise EvaluationStopped(code, f"what is finished is kept in {written[0].parent}" if written else "")
-
-    def close(self) -> None:
-        """Remove the bar and close the file, which stays on the disk."""
-        self.tracker.end()
-        self.checkpoint.close()
+def _difference(key: str, *values: Any) -> str:
+    if key == "weights" or key.startswith("content of"):
+        return f"{key} differ" if key == "weights" else f"{key} differs"
+    texts = (json.dumps(value, ensure_ascii=False) for value in values)
+    before, now = (text if len(text) <= LONGEST else f"{text[:LONGEST]}..." for text in texts)
+    return f"{key} was {before} and is {now}"

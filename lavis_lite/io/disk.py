@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lavis_lite.process import exits
+from lavis_lite.process import children
 
 MIB = 2**20
 _SLACK = MIB
@@ -18,26 +16,6 @@ _SLACK = MIB
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-def why_not_writable(path: Path, folder: bool = False) -> str:
-    """Why no file (with `folder`: no folder) can be written at a path; "" if it can. Tries a temporary file there."""
-    nearest = path.absolute()
-    try:
-        if not folder and nearest.exists():
-            if not nearest.is_file():
-                return f"{nearest} is {'a folder' if nearest.is_dir() else 'not a regular file'}"
-            if not os.access(nearest, os.W_OK):
-                return "it is read-only"
-            nearest = nearest.parent
-        while not os.path.lexists(nearest) and nearest != nearest.parent:
-            nearest = nearest.parent
-        if not nearest.is_dir():
-            return f"{nearest} is {'a file' if nearest.exists() else 'a symbolic link that leads nowhere'}"
-        with tempfile.TemporaryFile(dir=nearest):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def cannot_write(path: Path, error: BaseException, needed: int = 0, what: str = "") -> str:
@@ -67,7 +45,7 @@ def cannot_write(path: Path, error: BaseException, needed: int = 0, what: str = 
         return f"{subject}: {_reason(error)}. Check the permissions of {place}, or choose another folder."
     if number == errno.ENOENT and not path.exists():
         return f"{subject}: {path} is gone; it was removed while it was in use."
-    if limit_met := next(filter(None, map(exits.explain, _chain(error))), None):
+    if limit_met := next(filter(None, map(children.explain, _chain(error))), None):
         return f"{subject}: {limit_met}"
     return f"{subject}: {_reason(error)}."
 

@@ -14,6 +14,7 @@ import http.client
 import os
 import re
 import shlex
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -21,7 +22,6 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from lavis_lite.errors import DataError, did_you_mean, shown
-from lavis_lite.io import hub
 from lavis_lite.io.download import Hashes, download, is_this_machine, split
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+")
 """of two characters at least: one is a Windows drive"""
 _WEB = ("https", "http")
+HUB = "hf"
+"""scheme of files of the Hugging Face hub, see `io.hub`"""
 LONGEST_NAME, LONGEST_PATH = 255, 4096
 """bytes, on the file systems of Linux"""
 
@@ -65,6 +67,26 @@ def check_regular(path: Path) -> None:
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise DataError(f"{path}: is not a regular file (a pipe or a device); give a file.")
+
+
+def why_not_writable(path: Path, folder: bool = False) -> str:
+    """Why no file (with `folder`: no folder) can be written at a path; "" if it can. Tries a temporary file there."""
+    nearest = path.absolute()
+    try:
+        if not folder and nearest.exists():
+            if not nearest.is_file():
+                return f"{nearest} is {'a folder' if nearest.is_dir() else 'not a regular file'}"
+            if not os.access(nearest, os.W_OK):
+                return "it is read-only"
+            nearest = nearest.parent
+        while not os.path.lexists(nearest) and nearest != nearest.parent:
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            return f"{nearest} is {'a file' if nearest.exists() else 'a symbolic link that leads nowhere'}"
+        with tempfile.TemporaryFile(dir=nearest):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def name_problem(path: Path) -> str:
@@ -115,7 +137,9 @@ def _local_name(url: str) -> str:
 
 def cached(url: str) -> Path | None:
     """Where `fetch` has already put a URL, or None. Nothing is downloaded."""
-    if url.startswith(f"{hub.SCHEME}://"):
+    if url.startswith(f"{HUB}://"):
+        from lavis_lite.io import hub  # few names are there
+
         return hub.cached(hub.HubName.parse(url))
     path = target_of(url) if is_url(url) else resolve(unquote(split(url).path))
     return path if path.exists() else None
@@ -140,7 +164,9 @@ def fetch(url: str, sha256: str | None = None, md5: str | None = None, to: Path 
     scheme = split(url).scheme if is_url(url) else "file"
     if scheme == "file":
         return _local(url, hashes)
-    if scheme == hub.SCHEME:
+    if scheme == HUB:
+        from lavis_lite.io import hub  # as above
+
         return _checked(url, hub.fetch(hub.HubName.parse(url), offline()), hashes)
     if scheme not in _WEB:
         return _foreign(url, scheme, hashes)
@@ -216,7 +242,7 @@ def register_handler(handler: PathHandler) -> None:
 
 def _foreign(url: str, scheme: str, hashes: Hashes) -> Path:
     if not url.startswith(tuple(_Paths.prefixes)) or not _Paths.prefixes:
-        known = ["https", "http", hub.SCHEME, "file", *(prefix.split(":")[0] for prefix in _Paths.prefixes)]
+        known = ["https", "http", HUB, "file", *(prefix.split(":")[0] for prefix in _Paths.prefixes)]
         raise DataError(f"{url}: nothing is registered for {scheme}://; there are {', '.join(known)} "
                         f"({did_you_mean(scheme, known)} Other schemes need "
                         "lavis_lite.io.files.register_handler(<an iopath PathHandler>).)")

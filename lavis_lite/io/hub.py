@@ -13,7 +13,6 @@ from pathlib import Path
 
 from lavis_lite.errors import DataError, shown
 
-SCHEME = "hf"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
 _REPOSITORY = re.compile(rf"(?:{_NAME}/)?{_NAME}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}")
@@ -40,7 +39,7 @@ class HubName:
         Raises:
             DataError: owner or name are missing.
         """
-        owner, _, rest = url.removeprefix(f"{SCHEME}://").partition("/")
+        owner, _, rest = url.partition("://")[2].partition("/")
         name, _, path = rest.partition("/")
         name, _, revision = name.partition("@")
         wrong = bool(revision) and _REVISION.fullmatch(revision) is None
@@ -56,7 +55,7 @@ class HubName:
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
-        return f"{SCHEME}://{self.repository}{revision}" + (f"/{self.path}" if self.path else "")
+        return f"hf://{self.repository}{revision}" + (f"/{self.path}" if self.path else "")
 
     def command(self) -> str:
         """A shell command that does what `fetch` does."""

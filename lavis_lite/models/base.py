@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence, Set
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lavis_lite import distributed
 from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.provenance import FOLLOWED, WeightRecord, sources_of
 from lavis_lite.models.qformer.layers import Layer
+
+HASHED = 256
+"""elements of a tensor that `weights_hash` looks at"""
 
 
 class ParameterGroup(TypedDict, total=False):
@@ -344,3 +350,19 @@ class BaseModel(nn.Module):
     def layer_scale(self, name: str, decay: float) -> float:
         """Learning-rate factor of a parameter under layer-wise decay; 1 outside a trained vision encoder."""
         return 1.0
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of evenly spaced elements of every parameter and buffer.
+
+    Half precision is hashed as float32, because some models widen their weights on a CPU. Of sharded tensors only name
+    and shape count: these are frozen, and the model's section names their source.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        if tensor.numel() and not distributed.is_sharded(tensor) and not tensor.is_meta:
+            part = tensor.detach().reshape(-1)[::max(1, tensor.numel() // HASHED)]
+            part = part.float() if part.is_floating_point() else part
+            digest.update(part.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

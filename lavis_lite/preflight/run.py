@@ -13,7 +13,7 @@ from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, RunConf
 from lavis_lite.config.typed import check_arguments, check_hooks, check_optimizer, run_errors
 from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shown
 from lavis_lite.io import files
-from lavis_lite.io.disk import why_not_writable
+from lavis_lite.io.files import why_not_writable
 from lavis_lite.process.compiler import why_not
 from lavis_lite.process.launch import launch_from_environment
 from lavis_lite.redaction import mask

@@ -95,8 +95,10 @@ def compare(a: Path, b: Path, split: str | None = None) -> Comparison:
     config, missing = _config_differences(*pairs[0])
     same = ["A and B are the same folder"] if pairs[0][0].folder.samefile(pairs[0][1].folder) else []
     alone = [] if split is not None else _only_in_one(paths, found)
-    notes = [*same, *filter(None, chosen_runs), *_from_evaluations(paths, pairs), *alone, *missing]
-    return Comparison(paths[0], paths[1], config, [_split(*pair) for pair in pairs], notes)
+    splits = [_split(*pair) for pair in pairs]
+    notes = [*same, *filter(None, chosen_runs), *_from_evaluations(paths, pairs), *alone, *missing,
+             *(note for pair in pairs for note in _other_answers(*pair))]
+    return Comparison(paths[0], paths[1], config, splits, notes)
 
 
 def _only_in_one(paths: Sequence[Path], found: Sequence[Mapping[str, Results]]) -> list[str]:
@@ -161,6 +163,17 @@ def _paired_rows(a: Results, b: Results) -> Rows:
                             "both on the same annotation files.")
         rows[dataset] = [(row, others[row["id"]]) for row in own]
     return rows
+
+
+def _other_answers(a: Results, b: Results) -> list[str]:
+    """Notes on samples of one id with other right answers: ids that are row numbers fit any other file too."""
+    notes = []
+    for dataset, pairs in _paired_rows(a, b).items() if a.samples and b.samples else ():
+        ids = [one["id"] for one, other in pairs if one.get("references") != other.get("references")]
+        if ids:
+            notes.append(f"{len(ids)} of {len(pairs)} samples of {dataset} {a.split!r} have other right answers in B, "
+                         f"the first {ids[0]!r}. Were both evaluated on the same annotation files?")
+    return notes
 
 
 def _flipped(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

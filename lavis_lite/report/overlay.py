@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from lavis_lite.processors.image import ImageProcessor
-from lavis_lite.processors.rgb import to_rgb
+from lavis_lite.processors.image import ImageProcessor, to_rgb
 
 DARKEST = 0.2
 """brightness where a map is 0"""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 
@@ -83,15 +82,6 @@ class ReportSample:
         """The main score."""
         return next(iter(self.scores.values()), None)
 
-    def row(self) -> dict[str, Any]:
-        """The sample's entry in the samples file: everything but pictures and candidates."""
-        row: dict[str, Any] = {"id": self.id, "scores": {name: finite(value) for name, value in self.scores.items()}}
-        prediction = self.prediction if self.prediction or self.rank is None else None
-        named = {"right": self.right, "rank": self.rank, "group": self.group or None,
-                 "context": self.context or None, "prompt": self.prompt or None, "prediction": prediction,
-                 "references": list(self.references) or None}
-        return row | {key: value for key, value in named.items() if value is not None}
-
 
 def ranked(texts: Sequence[str], log_likelihoods: Sequence[float], right: Sequence[str] = ()) -> list[Candidate]:
     """Candidate answers by log-likelihood (nats), likeliest first, with bars as long as their share of the mass."""
@@ -100,8 +90,3 @@ def ranked(texts: Sequence[str], log_likelihoods: Sequence[float], right: Sequen
     mass = sum(math.exp(value - most) for value in log_likelihoods)
     return [Candidate(texts[index], log_likelihoods[index], math.exp(log_likelihoods[index] - most) / mass,
                       texts[index] in right) for index in order]
-
-
-def finite(value: float) -> float | None:
-    """The number; None for NaN and infinity, which JSON does not have."""
-    return float(value) if math.isfinite(value) else None

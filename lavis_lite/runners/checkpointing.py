@@ -49,7 +49,6 @@ from lavis_lite.checkpoints.manifest import (
     steps_of,
 )
 from lavis_lite.config.schema import Config
-from lavis_lite.distributed import shards
 from lavis_lite.errors import CheckpointError, did_you_mean
 from lavis_lite.finite import describe_non_finite, non_finite, non_finite_fused
 from lavis_lite.io import atomic, disk
@@ -213,7 +212,7 @@ def _storable(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
 
 def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors on rank 0, of those that ranks share too. Collective."""
-    return {name: shards.gather(value) for name, value in tensors.items()}
+    return {name: distributed.gather_shards(value) for name, value in tensors.items()}
 
 
 def _write_manifest(folder: Path, weights: Sequence[str], facts: Mapping[str, Any]) -> None:
@@ -334,7 +333,8 @@ def _fill(folder: Path, manifest: Manifest, model: BaseModel) -> None:
                               + "\nIs `model:` the same as in its config.yaml?")
     refuse_other_sources(model, manifest.extra.get("weights"), tensors, folder)
     own = model.state_dict()
-    model.load_state_dict({name: shards.like(value, own[name]) for name, value in tensors.items()}, strict=False)
+    parts = {name: distributed.part_like(value, own[name]) for name, value in tensors.items()}
+    model.load_state_dict(parts, strict=False)
 
 
 def _mismatches(tensors: Mapping[str, Tensor], model: BaseModel) -> list[str]:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.distributed import shards
 from lavis_lite.errors import CheckpointError, ConfigError, ContractError
 from lavis_lite.models.base import ParameterGroup
 from lavis_lite.registry import registry
@@ -40,7 +39,7 @@ def build_optimizer(model: BaseModel, cfg: RunConfig) -> torch.optim.Optimizer:
     cls = registry.get_optimizer_class(cfg.optimizer)
     arguments = optimizer_arguments(cls, cfg)
     groups = uniform_groups(complete_groups(model, model.optimizer_groups(cfg), cfg.weight_decay))
-    if cls not in BY_ELEMENT and any(shards.is_sharded(group["params"][0]) for group in groups):
+    if cls not in BY_ELEMENT and any(distributed.is_sharded(group["params"][0]) for group in groups):
         raise ConfigError(f"run.optimizer: {cfg.optimizer} does not train weights that ranks share (run.fsdp="
                           f"{cfg.fsdp}), because it needs them whole; take adamw, or set run.fsdp=none.")
     try:
@@ -84,7 +83,7 @@ def uniform_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for group in groups:
         for kind in (False, True):
-            rows = [row for row, value in enumerate(group["params"]) if shards.is_sharded(value) is kind]
+            rows = [row for row, value in enumerate(group["params"]) if distributed.is_sharded(value) is kind]
             if rows:
                 found.append({**group, **{key: [group[key][row] for row in rows] for key in ("params", "names")}})
     return found
@@ -96,13 +95,13 @@ def gradient_norm(parameters: Sequence[nn.Parameter], most: float | None) -> Ten
     Of parameters that ranks share, each rank adds the squares of its own part.
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    shared = [shards.local(grad) for grad in grads if shards.is_sharded(grad)]
-    norm = nn.utils.get_total_norm([grad for grad in grads if not shards.is_sharded(grad)])
+    shared = [distributed.local_part(grad) for grad in grads if distributed.is_sharded(grad)]
+    norm = nn.utils.get_total_norm([grad for grad in grads if not distributed.is_sharded(grad)])
     if shared:
         squares = distributed.all_reduce_sum(nn.utils.get_total_norm(shared).square())
         norm = (norm.to(squares).square() + squares).sqrt()
     if most is not None:
-        nn.utils.clip_grads_with_norm_([one for one in parameters if not shards.is_sharded(one)], most, norm)
+        nn.utils.clip_grads_with_norm_([one for one in parameters if not distributed.is_sharded(one)], most, norm)
         if shared:
             torch._foreach_mul_(shared, (most / (norm + 1e-6)).clamp(max=1.0))
     return norm
@@ -140,7 +139,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any
     It is kept by name, so that no state ever reaches another parameter; one that had no gradient yet has none. It has
     none of the groups' settings: after a resume too, the YAML decides about weight decay and freezing.
     """
-    return {name: {key: shards.gather(value) if isinstance(value, Tensor) else value
+    return {name: {key: distributed.gather_shards(value) if isinstance(value, Tensor) else value
                    for key, value in optimizer.state.get(parameter, {}).items()}
             for name, parameter in zip(trained_names(optimizer), trained_parameters(optimizer), strict=True)}
 
@@ -169,4 +168,4 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict
 
 
 def _copy(value: Any, parameter: Tensor, device: torch.device) -> Any:
-    return shards.like(value.to(device).clone(), parameter) if isinstance(value, Tensor) else value
+    return distributed.part_like(value.to(device).clone(), parameter) if isinstance(value, Tensor) else value

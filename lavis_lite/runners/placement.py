@@ -25,7 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.device import Precision
-from lavis_lite.distributed import shards
 from lavis_lite.errors import ConfigError
 from lavis_lite.process.compiler import why_not
 
@@ -132,7 +131,7 @@ def _shard(model: nn.Module, blocks: Blocks, device: torch.device) -> None:
     how: dict[str, Any] = {"mesh": init_device_mesh(device.type, (distributed.world_size(),))}
     for block in blocks.all:
         fully_shard(block, reshard_after_forward=True, ignored_params=stays_whole(block), **how)
-    rest = {value for value in model.parameters() if not shards.is_sharded(value)}
+    rest = {value for value in model.parameters() if not distributed.is_sharded(value)}
     fully_shard(model, ignored_params=rest, **how)
     _prefetch(blocks.all, blocks.with_backward)
 
@@ -148,7 +147,7 @@ def _prefetch(blocks: Sequence[Any], backward: Sequence[Any]) -> None:
 
 def shared_blocks(model: nn.Module) -> list[Any]:
     """The blocks that are shared now, in order."""
-    if not shards.has_shards(model):
+    if not distributed.has_shards(model):
         return []
     from torch.distributed.fsdp import FSDPModule
 
@@ -172,7 +171,7 @@ def whole_blocks(model: nn.Module) -> Iterator[None]:
 
 def sharded_names(model: nn.Module) -> list[str]:
     """Parameters of which this rank has only a part."""
-    return [name for name, parameter in model.named_parameters() if shards.is_sharded(parameter)]
+    return [name for name, parameter in model.named_parameters() if distributed.is_sharded(parameter)]
 
 
 def ignore_in_ddp(model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from lavis_lite.device import Precision, pick_device
 from lavis_lite.errors import ConfigError
 from lavis_lite.evaluation.evaluator import AGGREGATE, Evaluator, Scores, check_splits
 from lavis_lite.evaluation.resume import EvaluationStopped
+from lavis_lite.process.exits import EVALUATION_ANSWER, Interrupted, SignalWatch
 from lavis_lite.process.launch import Launch
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, resume, schedules
@@ -31,7 +32,6 @@ from lavis_lite.runners.hooks.base import Hooks, RunContext, build_hooks
 from lavis_lite.runners.placement import eagerly, prepare_for_training, whole_blocks
 from lavis_lite.runners.ranks import Ahead
 from lavis_lite.runners.schedules import TrainSchedule
-from lavis_lite.runners.signals import EVALUATION_ANSWER, Interrupted, SignalWatch
 from lavis_lite.runners.standard_hooks import BadSamples, TrainingLog, skipped_record
 from lavis_lite.runners.train_state import Datasets, TrainState
 from lavis_lite.tasks.base import BaseTask
@@ -73,8 +73,8 @@ class Runner:
         self.context = RunContext(cfg, task, self.model, datasets, self.run_dir, self.device, self.precision,
                                   self.tracker, distributed.rank(),
                                   step=self.model.weight_record.step if self.run.evaluate else 0)
-        self.hooks = Hooks([TrainingLog(), self.bad_samples, *([] if self.run.evaluate else build_hooks(self.run))],
-                           self.context)
+        if not self.run.evaluate:
+            _ = self.hooks  # one that refuses its arguments does so now
         loader = partial(eval_loader, share_pictures=self.model.takes_image_rows)
         self.evaluator = Evaluator(task, self.model, cfg, self.device, self.precision, loader, self.bad_samples,
                                    self.run_dir, self.tracker, lambda: self.watch.code, self.weights)
@@ -93,6 +93,11 @@ class Runner:
     def store(self) -> checkpointing.CheckpointStore:
         """The checkpoints of the run folder."""
         return checkpointing.CheckpointStore(self.run_dir, self.run.keep_checkpoints)
+
+    @cached_property
+    def hooks(self) -> Hooks:
+        """The hooks of a training: those of the package, then those of `run.hooks`."""
+        return Hooks([TrainingLog(), self.bad_samples, *build_hooks(self.run)], self.context)
 
     @property
     def step(self) -> int:

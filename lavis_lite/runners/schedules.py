@@ -60,6 +60,15 @@ class LRSchedule:
         raise NotImplementedError(f"{type(self).__name__} must define after_warmup")
 
 
+def warmup_notes(schedule: LRSchedule) -> list[str]:
+    """A note if the warm-up is as long as the run, which then never trains at its learning rate."""
+    steps, total = schedule.warmup_steps, schedule.total_steps
+    if steps < total or schedule.warmup_lr >= schedule.init_lr:
+        return []
+    return [f"note: run.warmup_steps={steps} is no less than the {total} steps of the run. The learning rate ends at "
+            f"{schedule.lr_at(total - 1):.3g}, below run.init_lr={schedule.init_lr:.3g}"]
+
+
 @registry.register_lr_scheduler("linear_warmup_cosine_lr")
 class LinearWarmupCosine(LRSchedule):
     """Half a cosine from `init_lr`, at the end of the warm-up, to `min_lr`, at the end of the run."""

@@ -15,8 +15,7 @@ from torch import Tensor
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.datasets.loading.loader import PICTURES, train_loader
-from lavis_lite.datasets.loading.randomness import hash64
-from lavis_lite.datasets.loading.sampler import GlobalSampler
+from lavis_lite.datasets.loading.sampler import GlobalSampler, hash64
 from lavis_lite.datasets.protocols import Hashed
 from lavis_lite.datasets.shards.dataset import shard_sizes
 from lavis_lite.device import Precision
@@ -100,9 +99,9 @@ def refuse_lost_targets(names: Sequence[str], datasets: Sequence[object]) -> Non
     with_target = [name for name, own in keys.items() if "text_output" in own]
     without = [name for name, own in keys.items() if own and "text_output" not in own]
     if with_target and without:
-        raise ConfigError(f"samples of {', '.join(with_target)} have a text_output to learn after their text_input, "
-                          f"and those of {', '.join(without)} do not. Shuffled together, all would be learned as "
-                          "captions. Give every step one data set (run.train_dataset_ratios, or run.sampling=size), or "
+        raise ConfigError(f"samples of {', '.join(with_target)} have a text_output to learn after their text_input; "
+                          f"those of {', '.join(without)} have none. Shuffled together, all would be learned as "
+                          "captions. Give every step one data set: run.sampling=size, or run.train_dataset_ratios. Or "
                           f"give {without[0]} an instruction, as its *_instruct twin has.")
 
 

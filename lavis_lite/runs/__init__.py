@@ -6,10 +6,11 @@ from lavis_lite.runs.find import (
            RunCheckpoint,
            compose_evaluation,
            find_checkpoint,
+           find_unfinished,
            hint_at_run,
            model_sections,
            resume_evaluation,
 )
 
-__all__ = ["EVALUATIONS", "RunCheckpoint", "compose_evaluation", "find_checkpoint", "hint_at_run", "model_sections",
-           "resume_evaluation", "runs_below"]
+__all__ = ["EVALUATIONS", "RunCheckpoint", "compose_evaluation", "find_checkpoint", "find_unfinished", "hint_at_run",
+           "model_sections", "resume_evaluation", "runs_below"]

@@ -6,9 +6,10 @@ saved last.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from lavis_lite.checkpoints.manifest import (
 )
 from lavis_lite.config.compose import Composition, compose_layers, overlaid
 from lavis_lite.config.layers import OPTIONS, Layer, base_chain, parse_options, read_yaml
-from lavis_lite.config.schema import ModelConfig, PreprocessConfig
+from lavis_lite.config.schema import Config, ModelConfig, PreprocessConfig
 from lavis_lite.errors import CheckpointError, ConfigError, ErrorList, did_you_mean
+from lavis_lite.evaluation import resume as unfinished
 from lavis_lite.runners import checkpointing
 
 EVALUATIONS = "evaluations"
@@ -300,3 +302,39 @@ def _with_recipe(own: Layer, recipe: Sequence[Layer]) -> list[Layer]:
 
 def _only(layer: Layer, *sections: str) -> Layer:
     return Layer(layer.name, {key: value for key, value in layer.content.items() if key in sections})
+
+
+# --- evaluations that were stopped -----------------------------------------------------------------------------------
+def find_unfinished(output_dir: Path, cfg: Config) -> tuple[Path | None, str]:
+    """(the newest run folder in which an evaluation with this configuration was stopped, a message or "").
+
+    Only evaluations that are runs of their own are searched. Weights and data are compared later, once they are loaded.
+    """
+    message = ""
+    for run_dir, saved in _unfinished(Path(output_dir)):
+        if saved.get("split", "") not in {*cfg.run.valid_splits, *cfg.run.test_splits}:
+            continue
+        configured = {key: value for key, value in saved.items()
+                      if key.startswith(("model.", "preprocess.", "datasets.", "run."))}
+        changed = unfinished.differences(configured, unfinished.config_fingerprint(cfg, str(saved.get("data set"))))
+        if not changed:
+            return run_dir, f"resuming the evaluation that was stopped in {run_dir}"
+        message = message or (f"the evaluation that was stopped in {run_dir} has other settings "
+                              f"({'; '.join(changed[:3])}); starting a new one")
+    return None, message
+
+
+def _unfinished(output_dir: Path) -> Iterator[tuple[Path, unfinished.Fingerprint]]:
+    """(run folder, fingerprint) of stopped standalone evaluations, newest first, without those that are running."""
+    found: list[tuple[float, Path, unfinished.Fingerprint]] = []
+    busy = set()
+    for path in output_dir.glob(f"*/{unfinished.FOLDER}/*.rank*.jsonl"):
+        run_dir = path.parents[len(unfinished.FOLDER.parts)]
+        with contextlib.suppress(OSError):  # files that this user may not read, or that vanish meanwhile
+            if unfinished.is_busy(path):
+                busy.add(run_dir)
+            header, _ = unfinished.read(path)
+            if header is not None and header["alone"]:
+                found.append((path.stat().st_mtime, run_dir, header["evaluation"]))
+    found.sort(key=lambda one: one[0], reverse=True)
+    return ((run_dir, saved) for _, run_dir, saved in found if run_dir not in busy)

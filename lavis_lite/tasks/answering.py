@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.protocols import MapDataset, Questions
+from lavis_lite.datasets.protocols import Choices, Questions
 from lavis_lite.errors import DataError
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import Row
@@ -77,24 +77,44 @@ class AOKVQATask(TaskRouter):
     servers: ClassVar[tuple[Server, ...]] = ("aokvqa",)
     cfg: AOKVQARunConfig
 
-    def __init__(self, cfg: AOKVQARunConfig) -> None:
-        super().__init__(cfg)
-        self._submitted: dict[str, dict[str, Row]] = {}
-
     def parts(self) -> list[WritingTask[Any, Any]]:
         """Ranking, and answers."""
         cfg = replace(self.cfg, submission="aokvqa")
-        return [MultipleChoiceTask(cfg), VQATask(cfg)]
+        choices, answers = _AOKChoices(cfg), _AOKAnswers(cfg)
+        answers.files = choices.files = {}
+        return [choices, answers]
 
-    def predictions(self, rows: list[Row], dataset: MapDataset) -> list[Row] | Submission | None:
-        """The part's predictions; on a split without labels, merged with those of the other part."""
-        found = super().predictions(rows, dataset)
-        if not isinstance(found, Submission) or not isinstance(found.content, Mapping):
-            return found
-        both = self._submitted.setdefault(found.name, {})
-        for part in {part for answer in found.content.values() for part in answer}:
-            for row in both.values():
-                row.pop(part, None)  # from an earlier evaluation
-        for name, answer in found.content.items():
-            both.setdefault(name, {}).update(answer)
-        return replace(found, content=both)
+
+class _AOKChoices(MultipleChoiceTask):
+    """Options by likelihood."""
+
+    files: dict[str, dict[str, Row]]
+    """name of a predictions file -> its rows by name, of both parts"""
+
+    def predictions(self, rows: list[Row], dataset: Choices) -> list[Row] | Submission:
+        """The predictions; on a split without labels, merged with those of the other part."""
+        return merged(super().predictions(rows, dataset), self.files)
+
+
+class _AOKAnswers(VQATask):
+    """Written answers."""
+
+    files: dict[str, dict[str, Row]]
+    """as in `_AOKChoices`"""
+
+    def predictions(self, rows: list[Row], dataset: Questions) -> list[Row] | Submission:
+        """As in `_AOKChoices`."""
+        return merged(super().predictions(rows, dataset), self.files)
+
+
+def merged(found: list[Row] | Submission, files: dict[str, dict[str, Row]]) -> list[Row] | Submission:
+    """Predictions; those of a file of several parts together with what the other parts predicted."""
+    if not isinstance(found, Submission) or not isinstance(found.content, Mapping):
+        return found
+    both = files.setdefault(found.name, {})
+    for part in {part for answer in found.content.values() for part in answer}:
+        for row in both.values():
+            row.pop(part, None)  # from an earlier evaluation
+    for name, answer in found.content.items():
+        both.setdefault(name, {}).update(answer)
+    return replace(found, content=both)

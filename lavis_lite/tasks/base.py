@@ -160,6 +160,10 @@ class BaseTask(Generic[M, D]):
                 f"task, or a model that has {'it' if len(missing) == 1 else 'them'} (`python -m lavis_lite zoo`).")
 
     # evaluation -----------------------------------------------------------------------------------------------------
+    def part_for(self, dataset: D) -> BaseTask[Any, Any]:
+        """The task that evaluates a data set: itself; a `TaskRouter` has several."""
+        return self
+
     def before_evaluation(self, dataset: D, split: str) -> None:
         """Called on every rank before a split's first `predict`.
 

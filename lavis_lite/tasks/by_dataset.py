@@ -8,17 +8,14 @@ from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.protocols import MapDataset
-from lavis_lite.errors import DataError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.registry import registry
-from lavis_lite.report.sample import ReportSample
-from lavis_lite.tasks.base import BaseTask, Row
+from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tasks.captioning import CaptioningTask
 from lavis_lite.tasks.config import (
     CaptioningRunConfig,
     InstructionTuningRunConfig,
     Server,
-    Submission,
     WritingRunConfig,
 )
 from lavis_lite.tasks.ranking import DialogueTask, RankingTask
@@ -53,7 +50,6 @@ class TaskRouter(WritingTask[BaseModel, MapDataset]):
     def __init__(self, cfg: WritingRunConfig) -> None:
         super().__init__(cfg)
         self._parts = self.parts()
-        self._now = self._parts[0]
 
     def parts(self) -> list[WritingTask[Any, Any]]:
         """The tasks, the most specific first."""
@@ -71,48 +67,9 @@ class TaskRouter(WritingTask[BaseModel, MapDataset]):
         """Whether any of the parts does."""
         return any(part.takes(dataset) for part in self._parts)
 
-    def lacking_methods(self, model: object) -> list[str]:
-        """What the current part needs, which the last `before_evaluation` chose."""
-        return self._now.lacking_methods(model)
-
-    def before_evaluation(self, dataset: MapDataset, split: str) -> None:
-        """Choose the part.
-
-        Raises:
-            DataError: no part takes the data set, or the chosen part cannot evaluate this split.
-        """
-        fitting = [part for part in self._parts if part.takes(dataset)]
-        if not fitting:
-            raise DataError(f"split {split!r}: {self.refusal(dataset)}")
-        self._now = fitting[0]
-        self._now.before_evaluation(dataset, split)
-
-    def predict(self, model: BaseModel, samples: dict[str, Any]) -> list[Row]:
-        """Rows of the part."""
-        return self._now.predict(model, samples)
-
-    def score(self, model: BaseModel, rows: list[Row], dataset: MapDataset, split: str) -> dict[str, float]:
-        """Scores of the part."""
-        return self._now.score(model, rows, dataset, split)
-
-    def predictions(self, rows: list[Row], dataset: MapDataset) -> list[Row] | Submission | None:
-        """Predictions of the part."""
-        return self._now.predictions(rows, dataset)
-
-    def report(self, rows: list[Row], dataset: MapDataset, split: str) -> Sequence[ReportSample] | None:
-        """Samples of the part."""
-        return self._now.report(rows, dataset, split)
-
-    def illustrated(self, model: BaseModel, rows: list[Row], dataset: MapDataset,
-                    samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
-        """Samples of the part, with pictures."""
-        return self._now.illustrated(model, rows, dataset, samples)
-
-    def summary(self, scores: dict[str, float]) -> str:
-        """The part's summary, or one line for each of several data sets."""
-        if any("/" in name for name in scores):
-            return super().summary(scores)
-        return self._now.summary(scores)
+    def part_for(self, dataset: MapDataset) -> BaseTask[Any, Any]:
+        """The first part that takes the data set; if no part does, the router: its `before_evaluation` refuses it."""
+        return next((part for part in self._parts if part.takes(dataset)), self)
 
 
 PENALTIES = ("length_penalty", "repetition_penalty")

@@ -209,6 +209,7 @@ def long_texts(task: BaseTask[Any, Any], model: object, dataset: object, split: 
     if not isinstance(model, TextMeasurer) or lacking(dataset, LongestFirst, attributes=False):
         return None
     dataset = need(dataset, LongestFirst, f"split {split!r}")
+    task = task.part_for(dataset)
     task.before_evaluation(dataset, split)
     order, rows, reason = dataset.longest_first(), list[int](), ""
     picture = _no_picture(dataset)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lavis_lite.capfilt.captioner import Sampling, ZooCaptioner, seed_of
 from lavis_lite.capfilt.job import Job, best, run_job
@@ -214,6 +216,16 @@ def test_clip_similarities_are_those_of_its_own_forward(tiny_clip):
 def test_a_clip_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ConfigError, match="--clip .*: cannot be loaded"):
         load_clip(str(tmp_path), torch.device("cpu"))
+
+
+def test_a_clip_without_all_of_its_tensors_is_refused(tiny_clip, tmp_path):
+    """transformers draws what is missing at random, and the scores would be too."""
+    shutil.copytree(tiny_clip, tmp_path / "clip")
+    tensors = load_file(tmp_path / "clip" / "model.safetensors")
+    del tensors["text_projection.weight"]
+    save_file(tensors, tmp_path / "clip" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="lacks 1 tensors of a CLIP model, such as text_projection.weight"):
+        load_clip(str(tmp_path / "clip"), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lavis_lite.checkpoints import from_hf, from_lavis, load_checkpoint, load_state, to_hf, to_lavis
 from lavis_lite.checkpoints.formats.key_maps import BLIP2_MAP, CLIP_MAP, EVA_MAP, INSTRUCT_MAP, KeyMap, Row
+from lavis_lite.checkpoints.reading import read_tensors
 from lavis_lite.checkpoints.report import likely_arch
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.blip2.config import Blip2QformerConfig
@@ -161,6 +162,16 @@ def test_a_hugging_face_folder(shards: int, tmp_path: Path) -> None:
         "temp", "lm_head", "transform", "norm"}
     kept = {name: before[name] for name in report.not_in_layout}
     assert "temp" in kept and same(plain(target), plain(source) | kept)
+
+
+def test_a_tensor_comes_from_the_shard_that_the_index_names(tmp_path: Path) -> None:
+    """An older shard beside it may still have the tensor."""
+    for number in (1, 2):
+        save_file({f"own{number}": torch.ones(1), "both": torch.full((1,), float(number))},
+                  tmp_path / f"{number}.safetensors")
+    names = {"own1": "1.safetensors", "own2": "2.safetensors", "both": "1.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert read_tensors(tmp_path)["both"].item() == 1.0
 
 
 def test_positions_of_another_resolution_are_interpolated(tmp_path: Path) -> None:

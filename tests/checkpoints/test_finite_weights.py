@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lavis_lite.checkpoints.weights import assets, build_model
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.finite import is_finite, non_finite, non_finite_fused
 from lavis_lite.models.language import build_language_model
-from lavis_lite.models.language.pretrained import load_pretrained
+from lavis_lite.models.language.build import load_pretrained
 from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.checkpointing import CheckpointStore
@@ -84,6 +85,25 @@ def test_a_language_models_folder(tmp_path: Path) -> None:
     load_pretrained(model, str(tmp_path), allow_non_finite=True)
     with pytest.raises(ConfigError, match="no weights of a language model"):
         load_pretrained(model, str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ("lacks", r"in 1 of its tensors, such as model\.decoder\.layers\.1\.fc1\.bias: the files lack them"),
+    ("layers", r"such as model\.decoder\.layers\.1\..*: the files have more layers than config\.json says")])
+def test_a_language_models_folder_with_other_tensors_than_its_config(change: str, words: str, tmp_path: Path) -> None:
+    """transformers draws what is missing at random, leaves out what is too much, and goes on."""
+    saved = tiny("opt")
+    saved.model.save_pretrained(tmp_path)
+    if change == "lacks":
+        tensors = load_file(tmp_path / "model.safetensors")
+        del tensors["model.decoder.layers.1.fc1.bias"]
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    else:
+        config = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": 1}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    model = build_language_model(str(tmp_path), tokenizer=saved.tokenizer.loaded)
+    with pytest.raises(CheckpointError, match=words):
+        load_pretrained(model, str(tmp_path))
 
 
 def test_a_conversion(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from lavis_lite.checkpoints import from_hf, from_lavis, load_state, to_hf, to_la
 from lavis_lite.checkpoints.convert import metadata_of, skeleton_of, typed_section
 from lavis_lite.checkpoints.export import first_names
 from lavis_lite.checkpoints.formats.hf_config import section_of
-from lavis_lite.checkpoints.formats.language_fit import language_kind
+from lavis_lite.checkpoints.formats.key_maps import language_kind
 from lavis_lite.checkpoints.formats.vision import load_vision_state, vision_state
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.language.released import RELEASED

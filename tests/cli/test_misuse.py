@@ -13,7 +13,7 @@ from lavis_lite import zoo
 from lavis_lite.cli import main as command_line
 from lavis_lite.cli.generate import QUIET
 from lavis_lite.cli.main import main
-from lavis_lite.io.disk import why_not_writable
+from lavis_lite.io.files import why_not_writable
 from lavis_lite.process import exits
 
 GENERATE = ["generate", "--model", "blip2_opt", "--image", "a.png"]

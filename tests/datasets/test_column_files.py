@@ -21,7 +21,7 @@ from lavis_lite.datasets.annotations.tables import ExplodedTable
 from lavis_lite.datasets.builders.chat import ChatBuilder, ChatConfig
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.files import columnar
-from lavis_lite.datasets.files.columnar import splits_in, table_files
+from lavis_lite.datasets.files.locate import splits_in, table_files
 from lavis_lite.errors import DataError, MissingExtraError
 from tests.datasets.conftest import pair, picture
 

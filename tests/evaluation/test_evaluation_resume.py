@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, RunConfig
-from lavis_lite.evaluation import fingerprint, resume
+from lavis_lite.datasets.files.locate import annotation_hashes
+from lavis_lite.evaluation import resume
 from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, decode_line, encode_line, is_plain, read
 from lavis_lite.registry import registry
+from lavis_lite.runs import find_unfinished
 from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.toy import Toy, ToyModel
 
@@ -64,8 +66,8 @@ def test_all_ranks_files_are_read_and_those_of_another_evaluation_set_aside(tmp_
         checkpoint.close()
     (tmp_path / resume.FOLDER / "val_toy_step0.rank7.jsonl").write_bytes(b"nonsense\n")
     checkpoint = EvalCheckpoint(tmp_path, "val_toy_step0", PARTS, True, 0)
-    found, messages = checkpoint.load()
-    assert sorted(found.batches) == [0, 1] and found.parts == {"k0": 0, "k1": 1}
+    batches, parts, messages = checkpoint.load()
+    assert sorted(batches) == [0, 1] and parts == {"k0": 0, "k1": 1}
     assert len(messages) == 2 and "damaged" in messages[1]
     assert "run.num_beams was 3 and is null; weights differ" in messages[0]
     checkpoint.remove()
@@ -91,12 +93,12 @@ def test_a_file_that_another_process_writes_is_left_alone(tmp_path):
     second.append({"batch": 1, "rows": [], "samples": 1, "bad": []})
     assert "another process" in second.problem
     writer.close()
-    assert sorted(EvalCheckpoint(tmp_path, "val_toy_step0", PARTS, True, 0).load()[0].batches) == [0]
+    assert sorted(EvalCheckpoint(tmp_path, "val_toy_step0", PARTS, True, 0).load()[0]) == [0]
 
 
 def parts_of(tmp_path, model=None, **run):
     toy = Toy(tmp_path, run)
-    return fingerprint.eval_fingerprint(toy.config(), model or ToyModel(), "toy", 11, step=0)
+    return resume.eval_fingerprint(toy.config(), model or ToyModel(), "toy", 11, step=0)
 
 
 def test_the_identity_knows_weights_settings_and_data_and_no_more(tmp_path):
@@ -104,20 +106,20 @@ def test_the_identity_knows_weights_settings_and_data_and_no_more(tmp_path):
     for key, value in (("num_workers", 3), ("output_dir", "x"), ("tensorboard", True), ("init_lr", 1.0)):
         assert parts_of(tmp_path, **{key: value}) == base, key
     for key, value in (("batch_size_eval", 5), ("seed", 1), ("task", "vqa")):
-        assert [one.split()[0] for one in fingerprint.differences(base, parts_of(tmp_path, **{key: value}))] == [
+        assert [one.split()[0] for one in resume.differences(base, parts_of(tmp_path, **{key: value}))] == [
             f"run.{key}"]
     model = ToyModel()
     assert parts_of(tmp_path, model)["weights"] == base["weights"]
     assert parts_of(tmp_path, model.double())["weights"] == base["weights"]
     with torch.no_grad():
         model.seen += 1
-    assert fingerprint.differences(base, parts_of(tmp_path, model)) == ["weights differ"]
+    assert resume.differences(base, parts_of(tmp_path, model)) == ["weights differ"]
 
 
 def test_an_annotation_files_content_counts_and_its_name_alone_does_not(tmp_path):
     def of(path, text):
         path.write_text(text)
-        return fingerprint.annotation_hashes(
+        return annotation_hashes(
             DatasetConfig(build_info=BuildInfo({"val": FileConfig(storage=str(path))})))
 
     text = "x" * 100_000
@@ -151,32 +153,32 @@ def test_the_folder_of_an_evaluation_that_was_stopped_is_found(tmp_path, monkeyp
 
     def leave(name, alone=True, step=0, split="val", **run):
         own = replace(config, run=replace(config.run, **run))
-        parts = {**fingerprint.config_fingerprint(own, "toy"), "data set": "toy", "step": step, "split": split}
+        parts = {**resume.config_fingerprint(own, "toy"), "data set": "toy", "step": step, "split": split}
         checkpoint = EvalCheckpoint(tmp_path / name, f"{split}_toy_step{step}", parts, alone, 0)
         checkpoint.append({"key": "k", "value": 1})
         return checkpoint
 
-    assert resume.find_unfinished(tmp_path / "nowhere", config) == (None, "")
+    assert find_unfinished(tmp_path / "nowhere", config) == (None, "")
     leave("a", alone=False).close()  # of a training
-    assert resume.find_unfinished(tmp_path, config) == (None, "")
+    assert find_unfinished(tmp_path, config) == (None, "")
     leave("c", seed=7).close()
-    found, messages = resume.find_unfinished(tmp_path, config)
+    found, messages = find_unfinished(tmp_path, config)
     assert found is None and "run.seed was 7 and is 42" in messages and "starting a new one" in messages
     running = leave("d", num_workers=5)
-    assert resume.find_unfinished(tmp_path, config)[0] is None
+    assert find_unfinished(tmp_path, config)[0] is None
     running.close()
-    found, messages = resume.find_unfinished(tmp_path, config)
+    found, messages = find_unfinished(tmp_path, config)
     assert found == tmp_path / "d" and str(found) in messages
     second = leave("d", split="test")  # the same run is at its next split
-    assert resume.find_unfinished(tmp_path, config)[0] is None
+    assert find_unfinished(tmp_path, config)[0] is None
     second.close()
     leave("e", split="of_another_command").close()
-    assert resume.find_unfinished(tmp_path, config)[0] == tmp_path / "d"
+    assert find_unfinished(tmp_path, config)[0] == tmp_path / "d"
 
     def forbidden(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(resume, "_is_busy", forbidden)
-    assert resume.find_unfinished(tmp_path, config) == (None, "")
+    monkeypatch.setattr(resume, "is_busy", forbidden)
+    assert find_unfinished(tmp_path, config) == (None, "")
     messages = refused(EvalCheckpoint(tmp_path / "d", "val_toy_step0", {}, True, 0))
     assert "Permission denied" in messages[0] and "from the start" in messages[0]

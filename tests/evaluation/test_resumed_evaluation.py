@@ -15,11 +15,10 @@ from lavis_lite.config.compose import compose
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.engine import open_run_folder
 from lavis_lite.errors import DataError
-from lavis_lite.evaluation.fingerprint import config_fingerprint
-from lavis_lite.evaluation.resume import FOLDER, EvalCheckpoint, encode_line
+from lavis_lite.evaluation.resume import FOLDER, EvalCheckpoint, config_fingerprint, encode_line
+from lavis_lite.process.exits import Interrupted
 from lavis_lite.report.sample import ReportSample
 from lavis_lite.runners import checkpointing
-from lavis_lite.runners.signals import Interrupted
 from lavis_lite.tasks.base import BaseTask
 from lavis_lite.tracking.tracker import Tracker
 from tests.helpers.processes import run_processes

@@ -316,6 +316,9 @@ def test_starts_as_bert(tmp_path: Path) -> None:
         initialise_from_bert(QFormer(QFormerConfig(vocab_size=31, **{**sizes, "intermediate_size": 32})), str(tmp_path))
     with pytest.raises(CheckpointError, match="qformer_weights"):
         initialise_from_bert(qformer, str(tmp_path / "nothing"))
+    bert.bert.save_pretrained(tmp_path / "headless")  # transformers draws a head at random
+    with pytest.raises(CheckpointError, match="has no tensor cls.predictions.* it must be a BERT with its masked-word"):
+        initialise_from_bert(qformer, str(tmp_path / "headless"))
 
 
 # several processes --------------------------------------------------------------------------------------------------

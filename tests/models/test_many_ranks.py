@@ -14,7 +14,6 @@ from lavis_lite import distributed
 from lavis_lite.bench.counters import HostReads, Operations
 from lavis_lite.costs.meter import count_step
 from lavis_lite.datasets.loading.sampler import GlobalSampler, RankBatches
-from lavis_lite.distributed import collectives
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from tests.models.stage1_helpers import TINY, tiny_batch, tiny_model
 
@@ -32,7 +31,7 @@ def ranks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    gather, exchange = collectives._gather_into, collectives._all_to_all
+    gather, exchange = distributed._gather_into, distributed._all_to_all
 
     def repeated(everyone: Tensor, own: Tensor) -> None:
         gather(everyone, own)  # counted, and nothing is sent
@@ -42,8 +41,8 @@ def ranks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
             copies = by_rank.flatten() % len(copies)
         everyone.copy_(copies)
 
-    monkeypatch.setattr(collectives, "_gather_into", repeated)
-    monkeypatch.setattr(collectives, "_all_to_all", lambda *given: torch.zeros_like(exchange(*given)))
+    monkeypatch.setattr(distributed, "_gather_into", repeated)
+    monkeypatch.setattr(distributed, "_all_to_all", lambda *given: torch.zeros_like(exchange(*given)))
     dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=request.param)
     yield request.param
     dist.destroy_process_group()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ from lavis_lite.checkpoints.formats.vision import load_vision_state
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.blip2.config import Blip2Config
-from lavis_lite.models.vision.config import training_of
+from lavis_lite.models.vision.config import timm_notes, training_of
 from lavis_lite.models.vision.encoder import VisionEncoder
+from lavis_lite.processors.image import BlipImageEval
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 CLIP: dict[str, Any] = {"depth": 4, "width": 32, "heads": 4, "mlp_ratio": 2.0, "patch_size": 8}
@@ -119,3 +122,21 @@ def test_what_trains_in_words() -> None:
         training_of("last_0")
     with pytest.raises(ConfigError, match="fp16 weights cannot be trained"):
         VisionEncoder("clip_L", 16, train="lora", precision="fp16", **CLIP)
+
+
+def test_what_timms_weights_were_trained_with_is_compared() -> None:
+    """Another normalisation or activation gives no error, only worse features."""
+    clip, half = BlipImageEval(16).normalisation, BlipImageEval(16, [0.5] * 3, [0.5] * 3).normalisation
+    assert not list(timm_notes("vit_base_patch16_clip_quickgelu_224.openai", {"datasets.a.vis_processor": clip}))
+    [line] = timm_notes("vit_base_patch16_clip_224.openai", {"datasets.a.vis_processor": clip})
+    assert line.endswith("trained with QuickGELU: vit_base_patch16_clip_quickgelu_224.openai.")
+    [line] = timm_notes("vit_base_patch16_siglip_224.webli", {"datasets.a.vis_processor": clip, "datasets.b": half})
+    assert line.startswith("datasets.a.vis_processor: pictures get mean [0.48145466")
+    assert "224.webli was trained with mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5]" in line
+    assert not list(timm_notes("clip_L", {"a": half})) and not list(timm_notes("vit_base_patch16_224.nowhere", {}))
+
+
+def test_recipes_take_the_activation_of_their_encoders_weights() -> None:
+    names = {match for path in (Path(__file__).parents[2] / "projects").rglob("*.yaml")
+             for match in re.findall(r"vit_model: (vit_\S+)", path.read_text(encoding="utf-8"))}
+    assert len(names) > 2 and not [line for name in names for line in timm_notes(name, {})]

@@ -17,7 +17,7 @@ from torch import Tensor
 from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.blip2.prompts import candidate_prompts
 from lavis_lite.models.language import GenerationConfig
-from lavis_lite.models.language.head import output_layer
+from lavis_lite.models.language.weights import output_layer
 from tests.parity.lavis_names import our_names
 from tests.parity.llm_cases import Recorded, build, call, learn_as_lavis
 from tests.parity.recordings import Check, Comparison

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import conv2d, layer_norm, linear, silu
 
-from lavis_lite.checkpoints.formats.owl import from_owl, to_owl
+from lavis_lite.checkpoints.formats.owl import from_owl
 from lavis_lite.checkpoints.load import is_known_layout, load_state
 from lavis_lite.checkpoints.metadata import metadata_of, typed_section
 from lavis_lite.checkpoints.report import seems_to_be
@@ -158,17 +158,16 @@ def test_a_folder_of_the_release_computes_what_was_published(folder: Path) -> No
     assert model.template == "mplug_owl"
 
 
-def test_every_tensor_is_used_once_and_goes_back(folder: Path) -> None:
+def test_every_tensor_is_used_once(folder: Path) -> None:
     theirs, model = stand_in(), load(folder)
     report = load_state(model, theirs, "release")
     own = model.state_dict()
     assert report.loaded == sorted(own) and not report.ignored and not report.frozen_missing
     assert sorted(report.unused) == [f"language_model.model.layers.{number}.self_attn.rotary_emb.inv_freq"
                                      for number in range(2)]
-    back = to_owl(own, HEADS)
-    assert back.unknown == [] and back.tensors.keys() == theirs.keys() - report.unused.keys()
-    assert all(torch.equal(value, theirs[name]) for name, value in back.tensors.items())
-    assert from_owl(theirs, HEADS).unknown == [] and len(from_owl(theirs, HEADS).tensors) == len(own)
+    found = from_owl(theirs, HEADS)
+    assert found.unknown == [] and found.tensors.keys() == own.keys()
+    assert all(torch.equal(value, own[name]) for name, value in found.tensors.items())
 
 
 def test_the_abstractor_alone_fills_the_connector(folder: Path) -> None:

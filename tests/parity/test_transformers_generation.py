@@ -16,7 +16,7 @@ from lavis_lite.checkpoints.formats.hf_config import section_of
 from lavis_lite.checkpoints.load import load_checkpoint, load_state
 from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.language import GenerationConfig
-from lavis_lite.models.language.head import output_layer
+from lavis_lite.models.language.weights import output_layer
 from lavis_lite.models.text_tokens import TextTokens
 from lavis_lite.registry import registry
 from lavis_lite.torchvision_shim import ensure_torchvision

@@ -16,8 +16,8 @@ from lavis_lite.checkpoints.weights import build_model
 from lavis_lite.conversation import Text
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.language import GenerationConfig
-from lavis_lite.models.language.head import output_layer
 from lavis_lite.models.language.rows import Vectors
+from lavis_lite.models.language.weights import output_layer
 from lavis_lite.models.vision_language.model import VisionLanguage
 from lavis_lite.torchvision_shim import ensure_torchvision
 from tests.models.language.tiny import BOS, EOS, PAD, WORDS, byte_tokenizer

@@ -175,13 +175,13 @@ def journal(tmp_path: Path) -> Subject:
 
     def read() -> Any:
         """What is not found again is done again: only what is found must be right."""
-        finished, told = EvalCheckpoint(tmp_path / "run", "val_toy_step0", parts, True, 0).load()
+        batches, finished, told = EvalCheckpoint(tmp_path / "run", "val_toy_step0", parts, True, 0).load()
         for aside in book.folder.glob("*.other"):
             aside.unlink()
-        lost = [str(batch) for batch in range(4) if batch not in finished.batches]
-        subject.notes = [*told, *lost, *([] if "part" in finished.parts else ["part"])]
-        assert all(entry["rows"] == rows[batch] for batch, entry in finished.batches.items())
-        assert finished.parts.get("part", [0.5, None]) == [0.5, None]
+        lost = [str(batch) for batch in range(4) if batch not in batches]
+        subject.notes = [*told, *lost, *([] if "part" in finished else ["part"])]
+        assert all(entry["rows"] == rows[batch] for batch, entry in batches.items())
+        assert finished.get("part", [0.5, None]) == [0.5, None]
         return "right"
 
     subject.read = read

@@ -111,6 +111,16 @@ def test_what_is_not_the_same_is_not_compared(tmp_path: Path, keys: dict[str, An
         compare(a, b)
 
 
+def test_samples_of_other_files_with_the_same_numbers_are_told(tmp_path: Path) -> None:
+    """Questions without ids are numbered, so another file has the same ids."""
+    a, b = run_folder(tmp_path / "a", [True] * 3), run_folder(tmp_path / "b", [True] * 3)
+    assert compare(a, b).notes == []
+    path = b / "results" / "test_step3_samples.json"
+    path.write_text(path.read_text().replace('["yes"]', '["no"]', 2))
+    [note] = compare(a, b).notes
+    assert note.startswith("2 of 3 samples of toy 'test' have other right answers in B, the first 0")
+
+
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     a, b = (run_folder(tmp_path / name, [True, False]) for name in "ab")
     (tmp_path / "c").mkdir()

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lavis_lite.errors import DataError
+from lavis_lite.evaluation.results import sample_row
 from lavis_lite.report.page import evenly, figures, in_order, inert, jpeg, thumbnails, ticks, write_report
 from lavis_lite.report.sample import Candidate, Picture, ReportSample, ranked
 from tests.report.chromium import Document, needs_chromium, opened, text_of
@@ -116,7 +117,7 @@ def test_a_page_leads_to_those_of_other_data_sets_and_has_context(tmp_path: Path
     said = ReportSample(1, "3", "how many?", context="Q: is it? A: yes")
     page = write_report(tmp_path / "r.html", "T", {}, [said], others={"a <b>": "test_a b_report.html"})
     assert '<a href="test_a%20b_report.html">a &lt;b&gt;</a>' in page.read_text()
-    assert data_of(page)["samples"][0]["h"] == "Q: is it? A: yes" and said.row()["context"] == "Q: is it? A: yes"
+    assert data_of(page)["samples"][0]["h"] == "Q: is it? A: yes" and sample_row(said)["context"] == "Q: is it? A: yes"
     assert "<nav class=\"others\"" not in write_report(tmp_path / "s.html", "T", {}, []).read_text()
 
 

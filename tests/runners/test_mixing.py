@@ -49,7 +49,7 @@ def test_sets_that_would_lose_their_answers_are_not_shuffled_together():
             self.sample_keys = keys
 
     captions, questions = Of("image", "text_input"), Of("image", "text_input", "text_output")
-    with pytest.raises(ConfigError, match="samples of b have a text_output .* and those of a do not"):
+    with pytest.raises(ConfigError, match="samples of b have a text_output .*; those of a have none"):
         refuse_lost_targets(["a", "b"], [captions, questions])
     refuse_lost_targets(["a", "b", "c"], [questions, questions, object()])
 

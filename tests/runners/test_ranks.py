@@ -16,8 +16,8 @@ from lavis_lite.config.schema import RunConfig
 from lavis_lite.config.typed import run_errors
 from lavis_lite.device import set_tf32
 from lavis_lite.errors import CheckpointError, DataError, DistributedError
+from lavis_lite.process.exits import Interrupted
 from lavis_lite.runners.ranks import during_exchange
-from lavis_lite.runners.signals import Interrupted
 from lavis_lite.runners.step import DivergedError
 from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from lavis_lite.errors import ConfigError
+from lavis_lite.process.exits import Interrupted
 from lavis_lite.runners import checkpointing, resume
-from lavis_lite.runners.signals import Interrupted
 from lavis_lite.tracking.tracker import read
 from tests.helpers.toy import Toy, ToyTask, records, same, weights
 

@@ -9,7 +9,7 @@ import pytest
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
-from lavis_lite.runners.schedules import Constant, LinearWarmupCosine, LinearWarmupStep
+from lavis_lite.runners.schedules import Constant, LinearWarmupCosine, LinearWarmupStep, warmup_notes
 
 STAGE_1 = RunConfig(init_lr=1e-4, min_lr=1e-5, warmup_lr=1e-6, warmup_steps=5000, lr_decay_rate=0.5)
 
@@ -22,6 +22,14 @@ def test_cosine_warms_up_linearly_then_falls_to_min_lr():
     assert schedule.lr_at(15_000) == pytest.approx((1e-4 + 1e-5) / 2)
     assert schedule.lr_at(10_000) == pytest.approx(1e-5 + 0.5 * 9e-5 * (1 + math.cos(math.pi / 4)))
     assert schedule.lr_at(25_000) == schedule.lr_at(30_000) == pytest.approx(1e-5)
+
+
+def test_a_warm_up_that_is_as_long_as_the_run_is_told():
+    [note] = warmup_notes(LinearWarmupCosine.from_run(STAGE_1, total_steps=501, steps_per_epoch=100))
+    assert note.startswith("note: run.warmup_steps=5000 is no less than the 501 steps of the run")
+    assert note.endswith("ends at 1.09e-05, below run.init_lr=0.0001")
+    assert warmup_notes(LinearWarmupCosine.from_run(STAGE_1, total_steps=5001, steps_per_epoch=100)) == []
+    assert warmup_notes(LinearWarmupCosine.from_run(RunConfig(init_lr=1e-4, warmup_steps=10), 5, 1)) == []
 
 
 def test_cosine_has_no_jump():

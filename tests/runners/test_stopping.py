@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from lavis_lite.process.exits import Interrupted, SignalWatch
 from lavis_lite.runners import checkpointing
-from lavis_lite.runners.signals import Interrupted, SignalWatch
 from lavis_lite.tracking.tracker import read
 from tests.helpers.threads import fork
 from tests.helpers.toy import Toy, ToyTask, records, same, weights

@@ -10,8 +10,7 @@ import pytest
 from lavis_lite.config.compose import compose, to_yaml
 from lavis_lite.engine import open_run_folder
 from lavis_lite.errors import CheckpointError, ConfigError
-from lavis_lite.evaluation.fingerprint import config_fingerprint
-from lavis_lite.evaluation.resume import EvalCheckpoint
+from lavis_lite.evaluation.resume import EvalCheckpoint, config_fingerprint
 from lavis_lite.preflight import check
 from lavis_lite.runs import RunCheckpoint, compose_evaluation, model_sections, resume_evaluation
 

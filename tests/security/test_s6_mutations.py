@@ -176,9 +176,9 @@ def test_s6_journals_of_another_shape_are_no_journals(tmp_path: Path) -> None:
         lines = json_values([head, mutated_tree(entry, rng)])
         book.folder.mkdir(parents=True, exist_ok=True)
         book.path.write_bytes(b"".join(resume.encode_line(line) for line in lines if isinstance(line, dict)))
-        finished, _ = book.load()
-        assert all(isinstance(number, int) for number in finished.batches)
-        assert all(isinstance(one["rows"], list) for one in finished.batches.values())
+        finished, _, _ = book.load()
+        assert all(isinstance(number, int) for number in finished)
+        assert all(isinstance(one["rows"], list) for one in finished.values())
 
 
 ANNOTATIONS = {

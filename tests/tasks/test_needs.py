@@ -119,7 +119,7 @@ def test_a_builder_with_a_build_of_its_own_is_not_judged_by_its_parents_data_set
     assert Said.evaluation_class() is dict
 
 
-def test_a_router_needs_what_the_part_needs_that_evaluates_now() -> None:
+def test_a_router_needs_what_the_part_of_a_data_set_needs() -> None:
     cls = registry.get_task_class("instruction_tuning")
     task = cls(cls.config_class(task="instruction_tuning"))
 
@@ -136,14 +136,14 @@ def test_a_router_needs_what_the_part_needs_that_evaluates_now() -> None:
             return {"answers": ["a"]}
 
     data = Listed()
-    task.before_evaluation(data, "val")
-    with pytest.raises(ConfigError, match="cannot evaluate Blip2Qformer, which has no predict_answers"):
-        task.check_model(Blip2Qformer)
-    data.multiple_choice = False
-    task.before_evaluation(data, "val")
-    with pytest.raises(ConfigError, match="cannot evaluate Blip2Qformer, which has no predict_answers"):
-        task.check_model(Blip2Qformer)
-    task.check_model(Blip2OPT)
+    for name, multiple_choice in (("MultipleChoiceTask", True), ("VQATask", False)):
+        data.multiple_choice = multiple_choice
+        part = task.part_for(data)
+        assert type(part).__name__ == name
+        part.before_evaluation(data, "val")
+        with pytest.raises(ConfigError, match="cannot evaluate Blip2Qformer, which has no predict_answers"):
+            part.check_model(Blip2Qformer)
+        part.check_model(Blip2OPT)
 
 
 def test_samples_without_a_key_are_an_error_that_names_task_and_key() -> None:

@@ -78,6 +78,7 @@ def make(name: str, **keys: Any) -> BaseTask:
 
 
 def evaluate(task: Any, split: Any, model: Any) -> tuple[dict[str, float], list[dict]]:
+    task = task.part_for(split)
     task.before_evaluation(split, "val")
     rows = gathered(task.predict(model, split.batch()))
     predictions = task.predictions(rows, split)
@@ -266,7 +267,7 @@ def test_a_okvqas_file_has_both_kinds_of_answers() -> None:
 def test_questions_too_difficult_for_a_direct_answer_do_not_count() -> None:
     split = Split(own=False, answers=[["blue"] * 10, ["cat"] * 10, ["yes"] * 10])
     split.difficult = {1}
-    task, model = make("aok_vqa"), Scorer({}, ["blue", "dog", "yes"])
+    task, model = make("aok_vqa").part_for(split), Scorer({}, ["blue", "dog", "yes"])
     scores, predictions = evaluate(task, split, model)
     assert scores["accuracy"] == 1 and scores["left_out"] == 1 and len(predictions) == 3
     assert task.summary(scores).endswith("; 1 difficult questions were left out, as A-OKVQA's own evaluation does")
@@ -312,13 +313,14 @@ def test_instruction_tuning_evaluates_every_set_as_what_it_is() -> None:
     assert evaluate(task, single, model)[0]["accuracy"] == evaluate(task, many, model)[0]["accuracy"]
     assert model.asked[-1][2]["max_len"] == 10
     images = SimpleNamespace(captions=[["small red star top"]], has_text=True, references=list)
-    task.before_evaluation(images, "val")
+    part = task.part_for(images)
+    part.before_evaluation(images, "val")
     model.generate = lambda samples, **options: [f"red star {options['max_length']}"]
     batch = {"image": torch.zeros(1, 3, 2, 2), "index": torch.tensor([0]), "image_id": torch.tensor([5])}
-    assert task.predict(model, batch) == [{"id": 5, "index": 0, "caption": "red star 44"}]
+    assert part.predict(model, batch) == [{"id": 5, "index": 0, "caption": "red star 44"}]
     assert task.takes(images) and not task.takes(SimpleNamespace())
     with pytest.raises(DataError, match="instruction_tuning cannot evaluate SimpleNamespace"):
-        task.before_evaluation(SimpleNamespace(), "val")
+        task.part_for(SimpleNamespace()).before_evaluation(SimpleNamespace(), "val")
     assert task.summary({"a/accuracy": 1.0, "a/agg_metrics": 1.0, "b/predictions": 3.0, "agg_metrics": 1.0}) == (
         "mean 1\n  a: accuracy 1\n  b: 3 predictions written, not scored")
 

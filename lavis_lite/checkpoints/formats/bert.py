@@ -5,6 +5,8 @@ The query half starts as a copy of BERT's feed-forward layers, as in LAVIS; [DEC
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -67,11 +69,14 @@ def _copy(name: str, parameter: Tensor, value: Tensor, source: str) -> None:
 
 
 def _bert_state(source: str) -> dict[str, Tensor]:
+    """The tensors that a source has: transformers draws those that it lacks at random."""
     ensure_torchvision()  # transformers may import it
     from transformers import BertForMaskedLM
 
     try:
-        return dict(BertForMaskedLM.from_pretrained(source).state_dict())
+        loaded: Any = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
+        model, info = loaded
+        return {name: value for name, value in model.state_dict().items() if name not in info["missing_keys"]}
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"model.qformer_weights: cannot load BERT from {source!r} ({str(error).splitlines()[0]}). Give a folder "

@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from lavis_lite.errors import CheckpointError
 
 PLACEHOLDERS = {"i": r"\d+", "p": "weight|bias", "qkv": "query|key|value", "rest": ".+"}
 DERIVED = {
@@ -194,6 +197,40 @@ def language_prefix(names: Iterable[str]) -> str | None:
     """opt | t5 | llm, what LAVIS calls the language model in a checkpoint with these names; None: it has none."""
     starts = {name.partition(".")[0] for name in names}
     return next((kind for kind in LANGUAGE_MODELS if {f"{kind}_proj", f"{kind}_model"} & starts), None)
+
+
+def language_kind(model: object) -> str | None:
+    """opt | t5 | llm: what LAVIS calls the model's language model; None: it has none."""
+    from lavis_lite.models.language.contract import language_model_of  # most maps are of names alone
+
+    language_model = language_model_of(model)
+    config = None if language_model is None else getattr(language_model.model, "config", None)
+    if config is None:
+        return None
+    if config.is_encoder_decoder:
+        return "t5"
+    return "opt" if config.model_type == "opt" else "llm"
+
+
+def refuse_other_kind(model: object, config: type, source: str | Path) -> None:
+    """Refuse a checkpoint of this project over another kind of language model: equal widths hide it.
+
+    Args:
+        model: that it would be loaded into.
+        config: class of the section of the arch that the checkpoint records.
+        source: the checkpoint.
+
+    Raises:
+        CheckpointError: that arch has language models of another kind.
+    """
+    from lavis_lite.models.blip2.config import Blip2OPTConfig, Blip2T5Config, Blip2VicunaConfig
+
+    own, kinds = language_kind(model), ((Blip2OPTConfig, "opt"), (Blip2T5Config, "t5"), (Blip2VicunaConfig, "llm"))
+    found = next((kind for known, kind in kinds if issubclass(config, known)), own)
+    if found != own:
+        raise CheckpointError(f"{source} does not fit the model, nothing was loaded. It was trained over a language "
+                              f"model of another kind than that of {type(model).__name__}, where its projection would "
+                              "mean nothing. Begin with stage 1 and train stage 2 over the new one.")
 
 
 def to_lavis(tensors: Mapping[str, Tensor], language_model: str = "opt", max_positions: int = 0) -> Translated:

@@ -6,24 +6,22 @@ they began with: rows were added for the image token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lavis_lite.checkpoints.formats.key_maps import LANGUAGE_MODEL
-from lavis_lite.checkpoints.report import LoadReport
+from lavis_lite.checkpoints.formats.key_maps import LANGUAGE_MODEL, language_kind, language_prefix
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import BaseModel
-from lavis_lite.models.blip2.config import Blip2OPTConfig, Blip2T5Config, Blip2VicunaConfig
 from lavis_lite.models.language.contract import language_model_of
+
+if TYPE_CHECKING:
+    from lavis_lite.checkpoints.load import LoadReport
 
 LOGITS_BIAS = LANGUAGE_MODEL + "final_logits_bias"
 """BART's: one column per word"""
-KINDS = ((Blip2OPTConfig, "opt"), (Blip2T5Config, "t5"), (Blip2VicunaConfig, "llm"))
-"""section of an arch -> what `language_kind` calls its language models"""
 
 
 def _inner(model: object) -> Any:
@@ -32,33 +30,20 @@ def _inner(model: object) -> Any:
     return None if language_model is None else language_model.model
 
 
-def language_kind(model: object) -> str | None:
-    """opt | t5 | llm: what LAVIS calls the model's language model; None: it has none."""
-    config = getattr(_inner(model), "config", None)
-    if config is None:
-        return None
-    if config.is_encoder_decoder:
-        return "t5"
-    return "opt" if config.model_type == "opt" else "llm"
-
-
-def refuse_other_kind(model: object, config: type, source: str | Path) -> None:
-    """Refuse a checkpoint of this project over another kind of language model: equal widths hide it.
-
-    Args:
-        model: that it would be loaded into.
-        config: class of the section of the arch that the checkpoint records.
-        source: the checkpoint.
+def check_language_model(model: BaseModel, names: Iterable[str], source: str) -> None:
+    """Refuse a file in LAVIS' layout with a projection to another kind of language model, even if its shape fits.
 
     Raises:
-        CheckpointError: that arch has language models of another kind.
+        CheckpointError: it is of another kind than the model's.
     """
-    own = language_kind(model)
-    found = next((kind for known, kind in KINDS if issubclass(config, known)), own)
-    if found != own:
-        raise CheckpointError(f"{source} does not fit the model, nothing was loaded. It was trained over a language "
-                              f"model of another kind than that of {type(model).__name__}, where its projection would "
-                              "mean nothing. Begin with stage 1 and train stage 2 over the new one.")
+    names = list(names)
+    found, own = language_prefix(names), language_kind(model)
+    if found is not None and own is not None and found != own:
+        from lavis_lite.checkpoints.report import seems_to_be  # guesses, for a file that does not fit
+
+        raise CheckpointError(f"{source} does not fit the model, nothing was loaded. It seems to be "
+                              f"{seems_to_be(names)}, and this model's language model is of another kind "
+                              f"({type(model).__name__}).")
 
 
 def vocabulary_names(model: object) -> tuple[set[str], set[str]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +62,19 @@ def from_owl(tensors: Mapping[str, Tensor], heads: int) -> Translated:
                               "Here they would pass that norm, and the outputs would differ. Nothing was loaded; the "
                               "releases over LLaMA can be loaded.")
     dropped = {name: derived(name) for name in tensors if derived(name)}
-    found = OWL_MAP.to_ours(_regrouped(tensors, (heads, 3), dropped))
+    found = OWL_MAP.to_ours(_regrouped(tensors, heads, dropped))
     found.dropped = dropped
     return found
 
 
-def to_owl(tensors: Mapping[str, Tensor], heads: int) -> Translated:
-    """Ours -> the release's layout; arguments as `from_owl`."""
-    return OWL_MAP.to_theirs(_regrouped(tensors, (3, heads)))
-
-
-def _regrouped(tensors: Mapping[str, Tensor], counts: tuple[int, int],
-               without: Iterable[str] = ()) -> dict[str, Tensor]:
-    """The tensors; in joined projections kinds and heads, of which there are `counts`, change places.
+def _regrouped(tensors: Mapping[str, Tensor], heads: int, without: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors; in joined projections, heads of three kinds each become kinds of so many heads.
 
     One that has no such parts fits no model with these heads; it stays, and the check of shapes names it.
     """
     joined = re.compile(r".*\.(self_attn\.query_key_value|attn\.qkv)\.(weight|bias)")
-    return {name: tensor.unflatten(0, (*counts, -1)).transpose(0, 1).flatten(0, 2)
-            if joined.fullmatch(name) and len(tensor) % prod(counts) == 0 else tensor
+    return {name: tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+            if joined.fullmatch(name) and len(tensor) % (3 * heads) == 0 else tensor
             for name, tensor in tensors.items() if name not in without}
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from lavis_lite.checkpoints.formats.key_maps import HF_CLIP_MAP, VIT, from_hf, from_lavis, join_qkv, to_lavis
-from lavis_lite.checkpoints.load import check_fit, in_model_dtype, where_the_model_has
+from lavis_lite.checkpoints.load import LoadReport, check_fit, in_model_dtype, where_the_model_has
 from lavis_lite.checkpoints.reading import read_content, take_off_wrappers
-from lavis_lite.checkpoints.report import LoadReport, seems_to_be
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
 from lavis_lite.models.vision.encoder import VisionEncoder
@@ -43,6 +42,8 @@ def load_vision_state(encoder: VisionEncoder, tensors: Mapping[str, Tensor], sou
     layout, found = _vit_names(tensors)
     found = where_the_model_has(found, own)
     if not own.keys() & found.keys():
+        from lavis_lite.checkpoints.report import seems_to_be  # guesses, for a file that does not fit
+
         raise CheckpointError(f"{source} has no weights of vision encoder {encoder.name!r}: it seems to be "
                               f"{seems_to_be(tensors)}.")
     report = LoadReport(source, layout, notes=[f"names without {', '.join(taken)}"] if taken else [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -20,11 +22,13 @@ def initialise_from_bert(qformer: nn.Module, source: str) -> None:
     from transformers import BertForMaskedLM
 
     try:
-        weights = BertForMaskedLM.from_pretrained(source).state_dict()
+        loaded: Any = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"model.qformer_weights: cannot load BERT from {source!r} ({str(error).splitlines()[0]}). Give a folder "
             "that holds it, or set model.qformer_weights: null to start the Q-Former from random weights.") from error
+    model, info = loaded
+    weights = {name: value for name, value in model.state_dict().items() if name not in info["missing_keys"]}
     copied = []
     for name, tensor in qformer.state_dict().items():
         value = weights.get(name)

@@ -27,7 +27,7 @@ from lavis_lite.compat.lavis.sections import given_name
 from lavis_lite.models.base import freeze
 from lavis_lite.models.blip2 import llm as core
 from lavis_lite.models.language import LanguageModel, Limits, build_language_model
-from lavis_lite.models.language.pretrained import load_pretrained
+from lavis_lite.models.language.build import load_pretrained
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.qformer.model import QFormer
 

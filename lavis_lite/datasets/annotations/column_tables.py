@@ -161,7 +161,8 @@ def _is_usual(table: ColumnTable, field: ColumnKind) -> bool:
     return all(_are_texts(part, kind) for part in parts)
 
 
-_ODD = {"file_name": r"\.\.|//|\./|^/|^data:|^cell:", "identifier": r"^\d+\.0$|\d[.,]\d+[eE]\+\d+"}
+_ODD = {"file_name": r"\.\.|//|\./|^/|^data:|^cell:", "texts": r"^\s*\[(?s:.*)\]\s*$",
+        "identifier": r"^\d+\.0$|\d[.,]\d+[eE]\+\d+"}
 """kind -> texts that reading row by row changes or looks at more closely"""
 
 

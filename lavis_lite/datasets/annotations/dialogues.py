@@ -17,8 +17,9 @@ import numpy as np
 
 from lavis_lite.datasets.annotations.kinds import describe, file_name, identifier, text
 from lavis_lite.datasets.annotations.layout import Layout
-from lavis_lite.datasets.annotations.readers import read_members, read_rows
+from lavis_lite.datasets.annotations.readers import read_rows
 from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, made_rows, numbered_rows
+from lavis_lite.datasets.annotations.text_files import read_members
 from lavis_lite.errors import DataError
 
 SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}

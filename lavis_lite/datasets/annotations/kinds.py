@@ -1,15 +1,21 @@
-"""The values of annotation rows: fields, and their kinds (raw value -> value of the table, or a ValueError)."""
+"""The values of annotation rows: fields, and their kinds (raw value -> value of the table, or a ValueError).
+
+Most rows of most files have no error. These are checked and written a block at a time, because a loop of Python over
+values costs more than reading the file: functions in C look at whole columns. What is not plain text or whole numbers,
+or might be wrong, is left to the check row by row, which knows the messages.
+"""
 
 from __future__ import annotations
 
+import ast
 import functools
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lavis_lite.datasets.annotations.tables import Row
+from lavis_lite.datasets.annotations.tables import QUOTE, Block, Row
 
 MOST_CHARACTERS = 20_000
 """of a caption, a question or a file name"""
@@ -68,6 +74,7 @@ def readable(value: str) -> str:
 def texts(value: Any) -> list[str]:
     """One non-empty string or a non-empty list of them -> list."""
     if not isinstance(value, list):
+        refuse_written_list(value)
         return [text(value)]
     if not value:
         raise ValueError("is an empty list")
@@ -77,6 +84,24 @@ def texts(value: Any) -> list[str]:
         except ValueError as error:
             raise ValueError(f"[{index}] {error}") from error
     return value
+
+
+def refuse_written_list(value: Any) -> None:
+    """Refuse a list of texts that became one text, as pandas writes lists into CSV files: "['a dog', 'two dogs']"."""
+    if not may_be_list(value):
+        return
+    try:
+        found = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return
+    if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+        raise ValueError(f"is a list written as one text, {value[:60]!r}; write a list (JSON, JSONL or Parquet), or "
+                         "one row for each text")
+
+
+def may_be_list(value: Any) -> bool:
+    """Whether a value is a text in square brackets."""
+    return isinstance(value, str) and value[:1] in "[ " and value.strip()[:1] == "[" and value.rstrip()[-1:] == "]"
 
 
 def file_name(value: Any) -> str:
@@ -161,3 +186,64 @@ def file_names(value: Any) -> str:
     if not isinstance(value, list) or len(value) < 2:
         raise ValueError(f"must be a list of several file names, not {describe(value)}")
     return BETWEEN_NAMES.join(map(file_name, value))
+
+
+# --- whole columns ---------------------------------------------------------------------------------------------------
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def faultless(rows: Sequence[tuple[int, int, Any]], fields: Sequence[Field], explode: str | None) -> Block | None:
+    """The rows of a table that raw rows become; None: they must be checked one by one.
+
+    Args:
+        rows: (file number, row number, raw row).
+        fields, explode: as `rows.read_table`.
+    """
+    try:
+        raws = [raw for _, _, raw in rows]
+        present = [field for field in fields if field.required or field.name in raws[0]]
+        columns = [[raw[field.name] for raw in raws] for field in present]
+        written = [_WRITTEN[field.kind](column) for field, column in zip(present, columns, strict=True)]
+    except (IndexError, KeyError, TypeError):
+        return None
+    absent = [field.name for field in fields if field not in present]
+    if None in written or any(name in raw for name in absent for raw in raws) or any(
+            field.made is not None for field in fields):
+        return None
+    parts = [f"{QUOTE(field.key)}:{'[%s]' if field.kind is texts and field.key != explode else '%s'}".replace("%", "%%")
+             .replace("%%s", "%s") for field in present]
+    row = "{" + ",".join(parts) + "}"
+    return Block([(file, number) for file, number, _ in rows], [row % values for values in zip(*written, strict=True)])
+
+
+def _texts(values: Sequence[Any]) -> list[str] | None:
+    """JSON of values that `kinds.text` takes as they are; None: there may be others.
+
+    Raises:
+        TypeError: not all are strings.
+    """
+    joined = "".join(values)
+    if "\0" in joined or max(map(len, values)) > MOST_CHARACTERS or not all(map(str.strip, values)):
+        return None
+    return None if not joined.isascii() and _HALF.search(joined) else list(map(QUOTE, values))
+
+
+def _captions(values: Sequence[Any]) -> list[str] | None:
+    return None if any(map(may_be_list, values)) else _texts(values)
+
+
+def _file_names(values: Sequence[Any]) -> list[str] | None:
+    joined = "".join(values)
+    return None if "//" in joined or "./" in joined or ".." in joined else _texts(values)
+
+
+def _identifiers(values: Sequence[Any]) -> list[str] | None:
+    if set(map(type, values)) == {int}:
+        return list(map(str, values)) if -2**63 <= min(values) and max(values) < 2**63 else None
+    joined = "".join(values)
+    return None if "." in joined or "," in joined else _texts(values)  # what a spreadsheet made of numbers has one
+
+
+_WRITTEN: Mapping[Callable[[Any], Any], Callable[[Sequence[Any]], list[str] | None]] = {
+    text: _texts, texts: _captions, file_name: _file_names, identifier: _identifiers}
+"""kind of a field -> JSON of a column"""

@@ -17,6 +17,7 @@ from lavis_lite.datasets.annotations.kinds import (
     file_names,
     flag,
     identifier,
+    refuse_written_list,
     text,
     words,
 )
@@ -208,6 +209,7 @@ def answer_texts(value: Any) -> dict[str, Any]:
     with `answer_confidence` and without answer_id (VizWiz) also give "confidences", one for each annotator: those of
     the first answer, then those of the second, and so on.
     """
+    refuse_written_list(value)
     items = value if isinstance(value, list) else [value]
     given = [item.get("answer") if isinstance(item, dict) else item for item in items]
     for index, answer in enumerate(given):

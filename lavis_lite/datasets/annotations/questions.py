@@ -15,8 +15,9 @@ from typing import Any
 
 from lavis_lite.datasets.annotations.kinds import file_name, identifier
 from lavis_lite.datasets.annotations.layout import EXTRAS, LABELS, Layout, answer_texts
-from lavis_lite.datasets.annotations.readers import COMPANIONS, read_folder, read_members
+from lavis_lite.datasets.annotations.readers import COMPANIONS, read_folder, read_rows
 from lavis_lite.datasets.annotations.rows import NamedColumns, Row, RowErrors, RowTable, checked_row, no_row
+from lavis_lite.datasets.annotations.text_files import read_members
 from lavis_lite.errors import DataError, did_you_mean
 
 __all__ = ["Layout", "answer_texts", "read_questions"]
@@ -92,7 +93,7 @@ def _read_file(number: int, path: Path, layout: Layout, errors: RowErrors, named
         if found.keyed:
             return found
         found.rows = []  # a list, whose rows are complete in themselves
-    for member, value in read_members(path, form=layout.form, file=number):
+    for member, value in _members(path, layout, number):
         if isinstance(value, str | int | float):
             found.facts[member] = value
         elif member in ROWS and not isinstance(value, dict):
@@ -126,6 +127,12 @@ def _keyed(found: _File, layout: Layout, errors: RowErrors) -> Iterator[tuple[in
     for number, (name, value) in enumerate(objects, 1):
         found.keyed = True
         yield from _objects(found, [(number, {**value, key: name})], errors, layout)
+
+
+def _members(path: Path, layout: Layout, number: int) -> Iterator[tuple[str, Any]]:
+    """Members of a file that is an object; one member "" of rows of any other file."""
+    for member, value in read_members(path, form=layout.form):
+        yield member, read_rows(path, layout.form, number) if not member and value is None else value
 
 
 def _table(found: _File, rows: Any, errors: RowErrors, layout: Layout | None = None) -> RowTable:

@@ -1,15 +1,10 @@
-"""Annotation files -> raw rows with their row numbers, one at a time.
-
-A JSON file is decoded element by element, so that a file of a gigabyte is never a gigabyte of objects. Byte-order marks
-and the line ends of all systems are accepted. Other line separators, such as U+2028, are part of a text.
-"""
+"""Annotation files of every format -> raw rows with their row numbers, one at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,28 +14,31 @@ from lavis_lite.datasets.annotations.text_files import (
     AUTO,
     DECODER,
     BadRow,
+    Cursor,
     FileFormat,
     NumberedRow,
     decoded,
     json_error,
+    json_object,
     lines_of,
     read_text,
 )
 from lavis_lite.datasets.files import columnar
+from lavis_lite.datasets.files.locate import COLUMNAR, is_columnar
 from lavis_lite.errors import DataError
 
-__all__ = ["SUFFIXES", "BadRow", "FileFormat", "NumberedRow", "check_suffix", "json_object", "read_folder",
-           "read_members", "read_rows"]
+__all__ = ["SUFFIXES", "BadRow", "FileFormat", "NumberedRow", "check_suffix", "read_folder", "read_rows"]
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", *columnar.SUFFIXES)
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", *COLUMNAR)
 LISTS = ("data", "annotations", "rows", "samples", "items", "examples", "entries", "instances", "records", "train",
          "val", "test")
 """members that hold the rows of a file that is an object, if it has only one list"""
 COMPANIONS = ("info", "license", "licenses", "categories", "version", "meta", "metadata")
 """members beside the rows that say nothing about single rows"""
 _PANDAS = " Convert it, for example with: python -c \"import pandas; pandas.{}(...).to_json('rows.jsonl', {})\""
-_CONVERT = {suffix: _PANDAS.format(reader, "orient='records', lines=True") for suffix, reader in
-            ((".xlsx", "read_excel"), (".xls", "read_excel"), (".pkl", "read_pickle"))} | {
+_EXCEL = _PANDAS.format("read_excel", "orient='records', lines=True")
+_CONVERT = {
+    ".xlsx": _EXCEL, ".xls": _EXCEL, ".pkl": _PANDAS.format("read_pickle", "orient='records', lines=True"),
     ".tar": " Tars are read by their index: run `python -m lavis_lite data index DIR`, and name their folder DIR."}
 
 
@@ -63,12 +61,12 @@ def read_rows(path: Path, form: FileFormat = AUTO, file: int = 0) -> Iterator[Nu
         MissingExtraError: Parquet and Arrow need pyarrow.
     """
     check_suffix(path)
-    if columnar.is_columnar(path):
+    if is_columnar(path):
         return columnar.column_rows(path, file)
     content, suffix = read_text(path, form.encoding), path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return table_rows(path, content, form)
-    cursor = _Cursor(path, content)
+    cursor = Cursor(path, content)
     if suffix == ".json":
         return cursor.whole_list() if cursor.mark() == "[" else _object_rows(path, content)
     if cursor.mark() == "[":
@@ -89,29 +87,6 @@ def check_suffix(path: Path) -> None:
                         f"{_CONVERT.get(path.suffix.lower(), '')}")
 
 
-def read_members(path: Path, within: str | None = None, form: FileFormat = AUTO,
-                 file: int = 0) -> Iterator[tuple[str, Any]]:
-    """Members of a JSON file that is an object, (name, value); lists as iterators over (number, element).
-
-    The members of an object called `within` come in its place. A list's element is decoded when it is taken; elements
-    that are left are skipped at the next member. A file of another layout is one member "" of rows; `file` as in
-    `read_rows`.
-
-    Raises:
-        DataError: as `read_rows`; or a member that appears twice.
-    """
-    cursor = _Cursor(path, read_text(path, form.encoding) if path.suffix.lower() == ".json" else "")
-    if cursor.mark() != "{":
-        yield "", read_rows(path, form, file)
-        return
-    seen: set[str] = set()
-    for name, value in cursor.members(within):
-        if name in seen:
-            raise DataError(f"{path}: key {name!r} appears twice in one object.")
-        seen.add(name)
-        yield name, value
-
-
 def read_folder(folder: Path, files: str) -> Iterator[tuple[str, Any]]:
     """JSON files of a folder, one object each: (name of the file's folder, object), by number if names have one.
 
@@ -129,18 +104,6 @@ def read_folder(folder: Path, files: str) -> Iterator[tuple[str, Any]]:
         yield path.parent.name, json_object(path)
 
 
-def json_object(path: Path) -> Any:
-    """The one value of a small JSON file.
-
-    Raises:
-        DataError: missing, unreadable, empty or not JSON.
-    """
-    cursor = _Cursor(path, read_text(path))
-    value = cursor.value()
-    cursor.end("value")
-    return value
-
-
 def _line_rows(content: str) -> Iterator[NumberedRow]:
     for number, line in enumerate(lines_of(content), 1):
         line = line.strip(" \t")
@@ -153,88 +116,6 @@ def _line_rows(content: str) -> Iterator[NumberedRow]:
         except (ValueError, RecursionError) as error:
             row = BadRow(json_error(error))
         yield number, row
-
-
-# --- JSON, element by element ----------------------------------------------------------------------------------------
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-class _Cursor:
-    """A position in the text of a JSON file; what is read moves it on."""
-
-    def __init__(self, path: Path, content: str) -> None:
-        self.path, self.content, self.at = path, content, 0
-        self.element: tuple[str, int] | None = None
-        """(member, number) of the element of a list that is read now"""
-
-    def where(self) -> str:
-        """The file and the element, for messages; made when it is needed, not for every row."""
-        member, number = self.element or ("", 0)
-        return f"{self.path}: {member}[{number}]" if member else f"{self.path}:{number}" if number else str(self.path)
-
-    def mark(self) -> str:
-        """The next character that is no space; "" at the end of the file."""
-        self.at = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
-        return self.content[self.at:self.at + 1]
-
-    def value(self) -> Any:
-        """The value that begins here."""
-        try:
-            begins = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
-            value, self.at = decoded(self.content, begins)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.where()}: {json_error(error)}.") from error
-        return value
-
-    def end(self, what: str) -> None:
-        """Check that nothing follows."""
-        if self.mark():
-            raise DataError(f"{self.path}: there is text after the {what}'s end.")
-
-    def whole_list(self) -> Iterator[NumberedRow]:
-        """The elements of the list that is all of the file."""
-        yield from self.elements()
-        self.end("list")
-
-    def elements(self, member: str = "") -> Iterator[NumberedRow]:
-        """(number from 1, element) of the list that begins here."""
-        self.at += 1
-        number, mark = 0, "]" if self.mark() == "]" else ","
-        while mark == ",":
-            number += 1
-            self.element = member, number
-            row, mark = self.value(), self.mark()
-            if mark not in (",", "]"):
-                raise DataError(f"{self.where()}: after this row a ',' or ']' is expected"
-                                + (f", not {mark!r}." if mark else ", but the file ends."))
-            self.at += mark == ","
-            yield number, row
-        self.at, self.element = self.at + 1, None
-
-    def members(self, within: str | None) -> Iterator[tuple[str, Any]]:
-        """(name, value) of the object that begins here; lists and `within` as in `read_members`."""
-        self.at += 1
-        mark = "}" if self.mark() == "}" else ","
-        while mark == ",":
-            name = self.value()
-            if not isinstance(name, str) or self.mark() != ":":
-                raise DataError(f"{self.path}: not JSON (after {name!r} a ':' is expected).")
-            self.at += 1
-            opening = self.mark()
-            if opening == "[":
-                rows = self.elements(name)
-                yield name, rows
-                for _ in rows:  # those that the caller left
-                    continue
-            elif name == within and opening == "{":
-                yield from self.members(None)
-            else:
-                yield name, self.value()
-            mark = self.mark()
-            if mark not in (",", "}"):
-                raise DataError(f"{self.path}: not JSON (after {name!r} a ',' or '}}' is expected).")
-            self.at += mark == ","
-        self.at += 1
 
 
 # --- JSON files that are an object: COCO captions, or a list of rows with facts about it -----------------------------

@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from lavis_lite import __version__
-from lavis_lite.datasets.annotations.blocks import faultless
 from lavis_lite.datasets.annotations.column_tables import open_columns
-from lavis_lite.datasets.annotations.kinds import MOST_CHARACTERS, Field, describe, file_name, identifier, text, texts
+from lavis_lite.datasets.annotations.kinds import (
+    MOST_CHARACTERS,
+    Field,
+    describe,
+    faultless,
+    file_name,
+    identifier,
+    text,
+    texts,
+)
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
 from lavis_lite.datasets.annotations.tables import BLOCK, Block, MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
-from lavis_lite.datasets.files.columnar import is_columnar
+from lavis_lite.datasets.files.locate import is_columnar
 from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.io.files import cache_root
 
@@ -119,9 +127,17 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
 
 
 def numbered_rows(files: Sequence[Path], form: FileFormat = AUTO) -> Iterator[tuple[int, int, Any]]:
-    """(file number, row number, raw row) of all rows of the files in order."""
-    return ((file, number, row) for file, one in enumerate(files)
-            for number, row in read_rows(one, form, file))
+    """(file number, row number, raw row) of all rows of the files in order.
+
+    Warns of a file without rows among several.
+    """
+    for file, one in enumerate(files):
+        found = False
+        for number, row in read_rows(one, form, file):
+            found = True
+            yield file, number, row
+        if len(files) > 1 and not found:
+            warnings.warn(f"{one}: has no rows; the other files of its split do.", stacklevel=2)
 
 
 def made_rows(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path], errors: RowErrors,

@@ -1,4 +1,8 @@
-"""Annotation files -> text and strict JSON: byte-order marks, encodings, and what an editor would show as garbage."""
+"""Annotation files -> text and strict JSON: byte-order marks, encodings, and what an editor would show as garbage.
+
+A JSON file is decoded element by element, so that a file of a gigabyte is never a gigabyte of objects. Byte-order marks
+and the line ends of all systems are accepted. Other line separators, such as U+2028, are part of a text.
+"""
 
 from __future__ import annotations
 
@@ -164,3 +168,118 @@ class BadRow:
     """Stands for a row that cannot be read, so that all such rows can be reported at once; `reason` is a clause."""
 
     reason: str
+
+
+# --- JSON, element by element ----------------------------------------------------------------------------------------
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class Cursor:
+    """A position in the text of a JSON file; what is read moves it on."""
+
+    def __init__(self, path: Path, content: str) -> None:
+        self.path, self.content, self.at = path, content, 0
+        self.element: tuple[str, int] | None = None
+        """(member, number) of the element of a list that is read now"""
+
+    def where(self) -> str:
+        """The file and the element, for messages; made when it is needed, not for every row."""
+        member, number = self.element or ("", 0)
+        return f"{self.path}: {member}[{number}]" if member else f"{self.path}:{number}" if number else str(self.path)
+
+    def mark(self) -> str:
+        """The next character that is no space; "" at the end of the file."""
+        self.at = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
+        return self.content[self.at:self.at + 1]
+
+    def value(self) -> Any:
+        """The value that begins here."""
+        try:
+            begins = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
+            value, self.at = decoded(self.content, begins)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.where()}: {json_error(error)}.") from error
+        return value
+
+    def end(self, what: str) -> None:
+        """Check that nothing follows."""
+        if self.mark():
+            raise DataError(f"{self.path}: there is text after the {what}'s end.")
+
+    def whole_list(self) -> Iterator[NumberedRow]:
+        """The elements of the list that is all of the file."""
+        yield from self.elements()
+        self.end("list")
+
+    def elements(self, member: str = "") -> Iterator[NumberedRow]:
+        """(number from 1, element) of the list that begins here."""
+        self.at += 1
+        number, mark = 0, "]" if self.mark() == "]" else ","
+        while mark == ",":
+            number += 1
+            self.element = member, number
+            row, mark = self.value(), self.mark()
+            if mark not in (",", "]"):
+                raise DataError(f"{self.where()}: after this row a ',' or ']' is expected"
+                                + (f", not {mark!r}." if mark else ", but the file ends."))
+            self.at += mark == ","
+            yield number, row
+        self.at, self.element = self.at + 1, None
+
+    def members(self, within: str | None) -> Iterator[tuple[str, Any]]:
+        """(name, value) of the object that begins here; lists and `within` as in `read_members`."""
+        self.at += 1
+        mark = "}" if self.mark() == "}" else ","
+        while mark == ",":
+            name = self.value()
+            if not isinstance(name, str) or self.mark() != ":":
+                raise DataError(f"{self.path}: not JSON (after {name!r} a ':' is expected).")
+            self.at += 1
+            opening = self.mark()
+            if opening == "[":
+                rows = self.elements(name)
+                yield name, rows
+                for _ in rows:  # those that the caller left
+                    continue
+            elif name == within and opening == "{":
+                yield from self.members(None)
+            else:
+                yield name, self.value()
+            mark = self.mark()
+            if mark not in (",", "}"):
+                raise DataError(f"{self.path}: not JSON (after {name!r} a ',' or '}}' is expected).")
+            self.at += mark == ","
+        self.at += 1
+
+
+def read_members(path: Path, within: str | None = None, form: FileFormat = AUTO) -> Iterator[tuple[str, Any]]:
+    """Members of a JSON file that is an object, (name, value); lists as iterators over (number, element).
+
+    The members of an object called `within` come in its place. A list's element is decoded when it is taken; elements
+    that are left are skipped at the next member. A file of another layout is one member ("", None).
+
+    Raises:
+        DataError: missing, unreadable, empty or not JSON; or a member that appears twice.
+    """
+    cursor = Cursor(path, read_text(path, form.encoding) if path.suffix.lower() == ".json" else "")
+    if cursor.mark() != "{":
+        yield "", None
+        return
+    seen: set[str] = set()
+    for name, value in cursor.members(within):
+        if name in seen:
+            raise DataError(f"{path}: key {name!r} appears twice in one object.")
+        seen.add(name)
+        yield name, value
+
+
+def json_object(path: Path) -> Any:
+    """The one value of a small JSON file.
+
+    Raises:
+        DataError: missing, unreadable, empty or not JSON.
+    """
+    cursor = Cursor(path, read_text(path))
+    value = cursor.value()
+    cursor.end("value")
+    return value

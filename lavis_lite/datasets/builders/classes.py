@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.layout import Layout
-from lavis_lite.datasets.annotations.readers import json_object
 from lavis_lite.datasets.annotations.rows import Row, RowTable
-from lavis_lite.datasets.annotations.text_files import lines_of, read_text
+from lavis_lite.datasets.annotations.text_files import json_object, lines_of, read_text
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import CLASSES, IMAGES, QUESTIONS
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig

@@ -17,13 +17,21 @@ from lavis_lite.datasets.base import BaseDataset, as_it_is
 from lavis_lite.datasets.builders.base import IMAGES, SHARDS, BaseDatasetBuilder, refuse_unknown_splits
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset, RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
-from lavis_lite.datasets.files.columnar import Cells, table_files
+from lavis_lite.datasets.files.columnar import Cells
 from lavis_lite.datasets.files.image_paths import with_pattern, within
-from lavis_lite.datasets.files.locate import Source, prepare, sources, was_unpacked_into
-from lavis_lite.datasets.loading.randomness import hash64
+from lavis_lite.datasets.files.locate import (
+    Source,
+    is_columnar,
+    names_in,
+    prepare,
+    sources,
+    table_files,
+    was_unpacked_into,
+)
+from lavis_lite.datasets.loading.sampler import hash64
 from lavis_lite.datasets.media.arrays import ArrayFolder, Stream, open_source
 from lavis_lite.datasets.media.images import MAX_PIXELS, ImageFolder
-from lavis_lite.datasets.shards.dataset import missing_shards, names_in, open_shards
+from lavis_lite.datasets.shards.dataset import missing_shards, open_shards
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.registry import registry
@@ -222,12 +230,15 @@ class ImageTextBuilder(BaseDatasetBuilder):
     def annotation_files(self, split: str) -> list[Path]:
         """The files of a split, fetched if need be, of a folder those in it; DataError if one is missing."""
         paths = [source.fetch() for source in self._sources(split)]
+        if twice := [path for number, path in enumerate(paths) if path in paths[:number]]:
+            raise DataError(f"{self._key(self._own(split))}: names {twice[0]} twice, so its rows would count twice.")
         return [file for path in paths for file in table_files(path) or [path]]
 
     def folder_of(self, paths: Sequence[Path]) -> ImageFolder:
         """Reader of the media of a split with these annotation files, and of pictures in their cells."""
         folder = self.folder(self._media_root(paths))
-        folder.cells = Cells(paths).prepared()
+        if any(map(is_columnar, paths)):
+            folder.cells = Cells(paths).prepared()
         return folder
 
     def _sources(self, split: str) -> list[Source]:

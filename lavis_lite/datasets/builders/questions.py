@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.questions import read_questions
-from lavis_lite.datasets.annotations.readers import json_object
 from lavis_lite.datasets.annotations.rows import RowTable, texts
+from lavis_lite.datasets.annotations.text_files import json_object
 from lavis_lite.datasets.base import BaseDataset
 from lavis_lite.datasets.builders.base import IMAGES, LISTS, QUESTIONS
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder

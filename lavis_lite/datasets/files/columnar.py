@@ -10,8 +10,6 @@ of a Parquet file cannot be read.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -19,6 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavis_lite.datasets.files.locate import is_columnar
 from lavis_lite.errors import DataError, MissingExtraError
 from lavis_lite.io import atomic
 from lavis_lite.io.files import cache_root, check_regular
@@ -26,16 +25,10 @@ from lavis_lite.io.files import cache_root, check_regular
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIXES = (".parquet", ".arrow", ".feather")
 CELL = "cell:"
 """begins the name of a picture in a cell"""
 _ROWS_AT_ONCE = 4096
 _OPEN_FILES = 64
-
-
-def is_columnar(path: Path) -> bool:
-    """Whether a file is Parquet or Arrow by its name."""
-    return path.suffix.lower() in SUFFIXES
 
 
 def require_pyarrow(path: Path) -> Any:
@@ -278,78 +271,3 @@ def batches_of(path: Path, columns: Sequence[str]) -> list[pa.RecordBatch]:
         return parquet.read_table(path, columns=present, use_threads=False).to_batches()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: {_reason(error)}") from error
-
-
-# --- folders ----------------------------------------------------------------------------------------------------------
-SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
-"""split -> names that folders and files have for it"""
-_SHARD = re.compile(r"(.+)-\d+-of-\d+")
-"""stem of one of several files of a split, as the Hugging Face hub has them"""
-_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-
-
-def table_files(folder: Path) -> list[Path]:
-    """The annotation files of one split in a folder; [] if it holds none.
-
-    They are those of a saved data set (`state.json`), the metadata file of an imagefolder, or all Parquet files.
-
-    Raises:
-        DataError: a saved data set lists no files; or the folder holds several splits.
-    """
-    if not folder.is_dir():
-        return []
-    splits = splits_in(folder)
-    if len(splits) > 1:
-        raise DataError(f"{folder}: has several splits ({', '.join(splits)}). Write a recipe "
-                        f"that names their files: python -m lavis_lite data check {folder} --write-yaml recipe.yaml")
-    return next(iter(splits.values()), [])
-
-
-def splits_in(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its annotation files, of a folder of any of the kinds.
-
-    A file's split is a word of its name. Files without such a word are "train", unless another file is.
-    """
-    own = _files_in(folder) or _files_in(folder / "data")
-    if own and own[0].name.startswith("data-"):  # of a saved data set
-        return {"train": own}
-    words = [split_of(path.stem) for path in own]
-    rest = "" if "train" in words else "train"
-    named = [(word or rest or path.stem, [path]) for word, path in zip(words, own, strict=True)] or [
-        (inner.name, _files_in(inner)) for inner in sorted(folder.iterdir()) if inner.is_dir()]
-    found: dict[str, list[Path]] = {}
-    for name, files in named:
-        if files:
-            split = next((split for split, names in SPLITS.items() if name.lower() in names), name)
-            found[split] = [*found.get(split, []), *files]
-    return found
-
-
-def split_of(stem: str) -> str:
-    """The split that a file's name tells, such as train-00000-of-00002, flickr_test or val; "": none, or several."""
-    if shard := _SHARD.fullmatch(stem):
-        return next((split for split, names in SPLITS.items() if shard[1].lower() in names), shard[1])
-    words = set(re.split(r"[\W_]+", stem.lower()))
-    found = [split for split, names in SPLITS.items() if words.intersection(names)]
-    return found[0] if len(found) == 1 else ""
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """The annotation files in a folder itself."""
-    if (folder / "state.json").is_file():
-        return _saved(folder)
-    metadata = [folder / name for name in _METADATA if (folder / name).is_file()]
-    return metadata[:1] or (sorted(folder.glob("*.parquet")) if not any(folder.glob("*.tar")) else [])
-
-
-def _saved(folder: Path) -> list[Path]:
-    """The files that a saved data set lists."""
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        files = [folder / Path(entry["filename"]).name for entry in state["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / 'state.json'}: lists no files of a saved data set ({error}).") from error
-    if state.get("_indices_data_files"):
-        raise DataError(f"{folder}: its rows are a selection of its files. Save it again with "
-                        "`dataset.flatten_indices().save_to_disk(...)`.")
-    return files

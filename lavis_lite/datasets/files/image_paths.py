@@ -231,6 +231,6 @@ def with_pattern(section: str, fields: list[Field], patterns: str | Sequence[str
         pattern = ImagePattern(patterns, exists)
     except ConfigError as error:
         raise ConfigError(f"{section}.{error}") from error
-    image = Field("image", file_name, " | ".join(pattern.patterns),
+    image = Field("image", file_name, " | ".join(pattern.patterns).replace("{split}", split),
                   made=lambda row: pattern.fill({"split": split, **row}))
     return [image, *(field for field in fields if field.key != "image")]

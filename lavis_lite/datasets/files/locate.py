@@ -1,20 +1,32 @@
-"""Where the files of a section are: on disk, behind a URL, or made by a generator of the package."""
+"""Where the files of a section are: on disk, behind a URL, or made by a generator of the package; and their kinds.
+
+A path or URL of a section names an annotation file, a folder of tables, or shards.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.config.schema import FileConfig
+from lavis_lite.config.schema import DatasetConfig, FileConfig
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.mini_world import GENERATORS
 
 MARKERS = ".unpacked"
 """folder of the markers of unpacked archives"""
+COLUMNAR = (".parquet", ".arrow", ".feather")
+HASHED, BLOCK = 256, 4096
+"""blocks of an annotation file that are hashed, and bytes of each"""
+SHARD_INDEX = "index.json"
+"""of a folder of shards"""
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,166 @@ def prepare(name: str, generator: str | None, arguments: Mapping[str, Any]) -> P
         raise ConfigError(f"datasets.{name}.prepare_args: {error}.") from error
 
 
+def annotation_hashes(section: DatasetConfig) -> dict[str, str]:
+    """Size and hash of every annotation file that exists on this machine; its path does not count."""
+    hashes = dict[str, str]()
+    for split, file in section.build_info.get("annotations", {}).items():
+        stored = file.get("storage")
+        for number, name in enumerate(stored if isinstance(stored, list) else [stored], 1):
+            path = None if name is None or files.is_url(str(name)) else files.resolve(name)
+            if path is not None and path.is_file():
+                hashes[f"content of {split} annotation file {number}"] = _file_hash(path)
+    return hashes
+
+
+def _file_hash(path: Path) -> str:
+    """Size, and a hash of evenly spaced blocks with both ends among them."""
+    size, digest = path.stat().st_size, hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        for offset in sorted({number * max(0, size - BLOCK) // (HASHED - 1) for number in range(HASHED)}):
+            file.seek(offset)
+            digest.update(file.read(BLOCK))
+    return f"{size} bytes, {digest.hexdigest()}"
+
+
 def was_unpacked_into(folder: Path) -> bool:
     """Whether an archive was unpacked into a folder."""
     return (folder / MARKERS).is_dir()
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
+"""split -> names that folders and files have for it"""
+_SHARD = re.compile(r"(.+)-\d+-of-\d+")
+"""stem of one of several files of a split, as the Hugging Face hub has them"""
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The annotation files of one split in a folder; [] if it holds none.
+
+    They are those of a saved data set (`state.json`), the metadata file of an imagefolder, or all Parquet files.
+
+    Raises:
+        DataError: a saved data set lists no files; or the folder holds several splits.
+    """
+    if not folder.is_dir():
+        return []
+    splits = splits_in(folder)
+    if len(splits) > 1:
+        raise DataError(f"{folder}: has several splits ({', '.join(splits)}). Write a recipe "
+                        f"that names their files: python -m lavis_lite data check {folder} --write-yaml recipe.yaml")
+    return next(iter(splits.values()), [])
+
+
+def splits_in(folder: Path) -> dict[str, list[Path]]:
+    """Split -> its annotation files, of a folder of any of the kinds.
+
+    A file's split is a word of its name. Files without such a word are "train", unless another file is.
+    """
+    own = _files_in(folder) or _files_in(folder / "data")
+    if own and own[0].name.startswith("data-"):  # of a saved data set
+        return {"train": own}
+    words = [split_of(path.stem) for path in own]
+    rest = "" if "train" in words else "train"
+    named = [(word or rest or path.stem, [path]) for word, path in zip(words, own, strict=True)] or [
+        (inner.name, _files_in(inner)) for inner in sorted(folder.iterdir()) if inner.is_dir()]
+    found: dict[str, list[Path]] = {}
+    for name, paths in named:
+        if paths:
+            split = next((split for split, names in SPLITS.items() if name.lower() in names), name)
+            found[split] = [*found.get(split, []), *paths]
+    return found
+
+
+def split_of(stem: str) -> str:
+    """The split that a file's name tells, such as train-00000-of-00002, flickr_test or val; "": none, or several."""
+    if shard := _SHARD.fullmatch(stem):
+        return next((split for split, names in SPLITS.items() if shard[1].lower() in names), shard[1])
+    words = set(re.split(r"[\W_]+", stem.lower()))
+    found = [split for split, names in SPLITS.items() if words.intersection(names)]
+    return found[0] if len(found) == 1 else ""
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The annotation files in a folder itself."""
+    if (folder / "state.json").is_file():
+        return _saved(folder)
+    metadata = [folder / name for name in _METADATA if (folder / name).is_file()]
+    return metadata[:1] or (sorted(folder.glob("*.parquet")) if not any(folder.glob("*.tar")) else [])
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files that a saved data set lists."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = [folder / Path(entry["filename"]).name for entry in state["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / 'state.json'}: lists no files of a saved data set ({error}).") from error
+    if state.get("_indices_data_files"):
+        raise DataError(f"{folder}: its rows are a selection of its files. Save it again with "
+                        "`dataset.flatten_indices().save_to_disk(...)`.")
+    return files
+
+
+def is_columnar(path: Path) -> bool:
+    """Whether a file is Parquet or Arrow by its name."""
+    return path.suffix.lower() in COLUMNAR
+
+
+# --- shards --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ShardNames:
+    """The shards that a configuration names.
+
+    Attributes:
+        location: a folder, or what comes before the names in a URL.
+        names: of the shards; None: all that the index lists.
+    """
+
+    location: str
+    names: tuple[str, ...] | None
+
+    @property
+    def remote(self) -> bool:
+        """Whether they are behind a URL."""
+        return files.is_url(self.location)
+
+
+def shard_names(text: str) -> ShardNames | None:
+    """Parse "DIR/{000000..000123}.tar", "DIR/*.tar", "DIR/000000.tar", a folder, or the same as a URL.
+
+    None if it is none of these: an annotation file.
+    """
+    if not text.endswith(".tar"):
+        folder = text.endswith("/") if files.is_url(text) else is_shard_folder(files.resolve(text))
+        return ShardNames(text, None) if folder else None
+    location, _, pattern = text.rpartition("/")
+    return ShardNames(location or ".", None if pattern == "*.tar" else tuple(_expand(pattern, text)))
+
+
+def is_shard_folder(path: Path) -> bool:
+    """Whether a path is a folder that may hold shards: it holds no annotation files."""
+    return path.is_dir() and not splits_in(path)
+
+
+def _expand(pattern: str, text: str) -> list[str]:
+    found = _RANGE.search(pattern)
+    if found is None:
+        if set(pattern) & set("{}*?"):
+            raise ConfigError(f"{text}: shards are named by {{000000..000123}}.tar, *.tar or one file.")
+        return [pattern]
+    first, last = found.groups()
+    return [f"{pattern[:found.start()]}{number:0{len(first)}d}{pattern[found.end():]}"
+            for number in range(int(first), int(last) + 1)]
+
+
+def names_in(cfg: FileConfig) -> ShardNames | None:
+    """The shards that an annotation entry names: `storage` if something is there, else `url`; None: plain files."""
+    storage, url = (value[0] if isinstance(value, list) and len(value) == 1 else value
+                    for value in (cfg.storage, cfg.url))
+    local = shard_names(storage) if isinstance(storage, str) else None
+    remote = shard_names(url) if isinstance(url, str) else None
+    if local is not None and (remote is None or (files.resolve(local.location) / SHARD_INDEX).exists()):
+        return local
+    return remote

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Container, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from numbers import Number
 from typing import Any
@@ -17,11 +17,11 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.loading.policy import IMAGE_ROWS, DrawnSamples, EvaluationSamples, Failure, TrainingSamples
-from lavis_lite.datasets.loading.sampler import EvalBatches, GlobalSampler, PendingBatches, RankBatches
-from lavis_lite.datasets.loading.transport import SMALL, Sender, joined
+from lavis_lite.datasets.loading.sampler import GlobalSampler, RankBatches
+from lavis_lite.datasets.loading.transport import JOIN, SMALL, Sender
 from lavis_lite.datasets.protocols import MapDataset, Ordered
 from lavis_lite.errors import ConfigError, ContractError, DataError, LavisLiteError, WorkerError
-from lavis_lite.process import exits
+from lavis_lite.process import children, exits
 from lavis_lite.process.children import worker_context
 from lavis_lite.processors.pixels import stack
 
@@ -102,11 +102,71 @@ def _join(key: str, values: list[Any]) -> Any:
         if len(shapes) > 1:
             raise DataError(f"samples of one batch have {key!r} of different shapes: {', '.join(map(str, shapes))}. "
                             "Give the data sets that are mixed the same vis_processor image_size.")
-        held = stack(tensors, joined)
+        held = stack(tensors, JOIN.get())
         if held is None and len(tensors) * tensors[0].nbytes <= SMALL:  # goes by value, needs no shared memory
             return torch.stack(tensors)
         return default_collate(tensors) if held is None else held
     return values
+
+
+# --- batches of an evaluation -----------------------------------------------------------------------------------------
+class EvalBatches(Iterable[list[int]]):
+    """Evaluation: rows in order, whole batch j goes to rank j % world_size; each row exactly once, nothing padded.
+
+    Args:
+        size: rows.
+        batch_size: rows of a batch; the last one may have fewer.
+        rank, world_size: this process among all.
+        order: all rows in the order of evaluation; None: the data set's.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1,
+                 order: Sequence[int] | None = None) -> None:
+        self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
+        self.order = range(size) if order is None else order
+
+    def _starts(self) -> range:
+        return range(self.rank * self.batch_size, self.size, self.world_size * self.batch_size)
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in self._starts():
+            yield list(self.order[start:start + self.batch_size])
+
+
+class PendingBatches(Iterable[list[int]]):
+    """This rank's part of the batches that are not done: the i-th of them goes to rank i % world_size.
+
+    A batch keeps its number, whichever rank computes it and whatever was done before.
+
+    Args:
+        batches: all batches of the split, rows each, in their order.
+        done: numbers of those that are finished.
+        rank, world_size: this process among all.
+
+    Attributes:
+        numbers: this rank's batches, as numbers among all.
+        samples: number of rows of the split.
+        done_samples: number of rows of the finished batches.
+    """
+
+    def __init__(self, batches: Iterable[list[int]], done: Container[int] = (), rank: int = 0,
+                 world_size: int = 1) -> None:
+        batches_by_number = list(enumerate(batches))
+        pending = [(number, rows) for number, rows in batches_by_number if number not in done]
+        mine = pending[rank::world_size]
+        self.numbers = [number for number, _ in mine]
+        self.samples = sum(len(rows) for _, rows in batches_by_number)
+        self.done_samples = self.samples - sum(len(rows) for _, rows in pending)
+        self._batches = [rows for _, rows in mine]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
 
 
 # --- loaders ---------------------------------------------------------------------------------------------------------
@@ -144,7 +204,7 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
             for worker in self._workers:
                 worker.join(0.0 if isinstance(error, RuntimeError) else 0.2)
                 if worker.exitcode:
-                    return WorkerError(exits.describe_death(worker.pid or 0, worker.exitcode))
+                    return WorkerError(children.describe_death(worker.pid or 0, worker.exitcode))
         return None
 
     def kill(self) -> None:
@@ -167,7 +227,7 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
             worker.kill()
         for worker in getattr(self, "_workers", []):
             worker.join()
-            exits.remove_shared_memory_of(worker.pid or 0)
+            children.remove_shared_memory_of(worker.pid or 0)
 
     def __del__(self) -> None:
         if not self._shutdown:

@@ -21,8 +21,7 @@ from torch.utils.data import Dataset
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.base import Sample, location_of
-from lavis_lite.datasets.loading.randomness import negative_uniforms, replacement, sample_rng
-from lavis_lite.datasets.loading.sampler import SampleKey
+from lavis_lite.datasets.loading.sampler import SampleKey, negative_uniforms, replacement, sample_rng
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.protocols import MapDataset, SeededSamples, SwappableImages
 from lavis_lite.errors import DataError, TextTooLongError

@@ -29,8 +29,8 @@ WorkerId = tuple[int, int]
 """number of the loader, process id of the worker"""
 
 _NUMBERS = count()
-_SLOTS: ContextVar[Slots | None] = ContextVar("slots", default=None)
-"""of the worker that makes a batch now"""
+JOIN: ContextVar[Callable[[list[Tensor]], Tensor]] = ContextVar("join", default=torch.stack)
+"""stacks the pictures of the batch that is made; in a worker into a free slot, so that `Slots.put` copies nothing"""
 _KNOWN: dict[tuple[WorkerId, int], Tensor] = {}
 """the reader's side of the slots, which come along with their first batch"""
 
@@ -52,18 +52,12 @@ class Sender:
         """The batch, on its way."""
         if self._slots is None:
             self._slots = Slots((self.number, os.getpid()))
-        token = _SLOTS.set(self._slots)
+        token = JOIN.set(self._slots.join)
         try:
             batch = self.collate(samples)
         finally:
-            _SLOTS.reset(token)
+            JOIN.reset(token)
         return Parcel(batch, self._slots) if isinstance(batch, dict) else batch
-
-
-def joined(pictures: list[Tensor]) -> Tensor:
-    """`torch.stack`; in a worker into a free slot, so that `Slots.put` copies nothing."""
-    slots = _SLOTS.get()
-    return torch.stack(pictures, out=None if slots is None else slots.room([len(pictures), *pictures[0].shape]))
 
 
 class Parcel:
@@ -93,6 +87,10 @@ class Slots:
         memory = self.memory[number]
         self._filled[memory.data_ptr()] = number
         return memory[:math.prod(shape)].view(*shape)
+
+    def join(self, pictures: list[Tensor]) -> Tensor:
+        """`torch.stack` into a free slot, if there is one."""
+        return torch.stack(pictures, out=self.room([len(pictures), *pictures[0].shape]))
 
     def put(self, picture: Pixels) -> Placed | None:
         """The picture in a slot: its own, if `room` gave it, else a free one; None if all slots are in use."""

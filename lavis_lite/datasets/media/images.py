@@ -31,7 +31,7 @@ from lavis_lite.datasets.annotations.kinds import BETWEEN_NAMES
 from lavis_lite.datasets.files.columnar import CELL, Cells
 from lavis_lite.datasets.files.image_paths import Confinement, is_embedded, is_system_file, why_absent
 from lavis_lite.errors import DataError
-from lavis_lite.processors.rgb import orientation, to_rgb, upright
+from lavis_lite.processors.image import orientation, to_rgb, upright
 
 try:
     import simplejpeg
@@ -206,7 +206,7 @@ class ImageFolder:
 
     def __init__(self, root: Path | str, max_pixels: int = MAX_PIXELS, follow_links: bool = True) -> None:
         self.root, self.max_pixels, self.follow_links = Path(root), max_pixels, follow_links
-        self.cells = Cells([])
+        self.cells: Cells | None = None
         """the pictures that are in the annotation files"""
         self._confinement = Confinement(root)
         self._safe: set[str] = set()
@@ -253,7 +253,7 @@ class ImageFolder:
         if not is_embedded(name):
             return None
         if name.startswith(CELL):
-            content = self.cells.read(name)
+            content = self.cells.read(name) if self.cells else None
             if content is None:
                 raise BadSample(name, "is not in the annotation files")
             return content

@@ -7,19 +7,17 @@ and no command is run: the index names offsets in a shard, and the bytes there a
 from __future__ import annotations
 
 import os
-import re
 import tarfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
-from lavis_lite.datasets.files.columnar import SPLITS, Cells, split_of, splits_in
+from lavis_lite.datasets.files.locate import SPLITS, ShardNames, names_in, split_of
 from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
 from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Location, ShardIndex
@@ -28,65 +26,6 @@ from lavis_lite.io import files
 
 _BLOCK = tarfile.BLOCKSIZE
 _OPEN_FILES = 16
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-
-# --- names ---------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class ShardNames:
-    """The shards that a configuration names.
-
-    Attributes:
-        location: a folder, or what comes before the names in a URL.
-        names: of the shards; None: all that the index lists.
-    """
-
-    location: str
-    names: tuple[str, ...] | None
-
-    @property
-    def remote(self) -> bool:
-        """Whether they are behind a URL."""
-        return files.is_url(self.location)
-
-
-def shard_names(text: str) -> ShardNames | None:
-    """Parse "DIR/{000000..000123}.tar", "DIR/*.tar", "DIR/000000.tar", a folder, or the same as a URL.
-
-    None if it is none of these: an annotation file.
-    """
-    if not text.endswith(".tar"):
-        folder = text.endswith("/") if files.is_url(text) else is_shard_folder(files.resolve(text))
-        return ShardNames(text, None) if folder else None
-    location, _, pattern = text.rpartition("/")
-    return ShardNames(location or ".", None if pattern == "*.tar" else tuple(_expand(pattern, text)))
-
-
-def is_shard_folder(path: Path) -> bool:
-    """Whether a path is a folder that may hold shards: it holds no annotation files."""
-    return path.is_dir() and not splits_in(path)
-
-
-def _expand(pattern: str, text: str) -> list[str]:
-    found = _RANGE.search(pattern)
-    if found is None:
-        if set(pattern) & set("{}*?"):
-            raise ConfigError(f"{text}: shards are named by {{000000..000123}}.tar, *.tar or one file.")
-        return [pattern]
-    first, last = found.groups()
-    return [f"{pattern[:found.start()]}{number:0{len(first)}d}{pattern[found.end():]}"
-            for number in range(int(first), int(last) + 1)]
-
-
-def names_in(cfg: FileConfig) -> ShardNames | None:
-    """The shards that an annotation entry names: `storage` if something is there, else `url`; None: plain files."""
-    storage, url = (value[0] if isinstance(value, list) and len(value) == 1 else value
-                    for value in (cfg.storage, cfg.url))
-    local = shard_names(storage) if isinstance(storage, str) else None
-    remote = shard_names(url) if isinstance(url, str) else None
-    if local is not None and (remote is None or (files.resolve(local.location) / INDEX).exists()):
-        return local
-    return remote
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -101,7 +40,7 @@ class ShardImages(ImageFolder):
 
     def __init__(self, index: ShardIndex, shards: LocalShards | RemoteShards, max_pixels: int = MAX_PIXELS) -> None:
         self.index, self.shards, self.max_pixels = index, shards, max_pixels
-        self.root, self.cells = index.folder, Cells([])
+        self.root, self.cells = index.folder, None
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavis_lite.datasets.annotations.tables import ExplodedTable, MappedTable, RowTable
+from lavis_lite.datasets.files.locate import SHARD_INDEX
 from lavis_lite.datasets.files.mapped import Mapped, write_arrays
 from lavis_lite.errors import DataError, shown
 from lavis_lite.io import atomic
 
 FORMAT = 2
-INDEX, ARRAYS = "index.json", "index.safetensors"
+INDEX, ARRAYS = SHARD_INDEX, "index.safetensors"
 PARTS = ".parts"
 """folder of the parts of the index, one per finished shard, until all shards are finished"""
 EXPLODED = "caption"

@@ -21,7 +21,7 @@ from lavis_lite.datasets.builders.custom import CustomConfig
 from lavis_lite.datasets.builders.dialogue import ImageDialogueConfig
 from lavis_lite.datasets.builders.images import ImageDatasetConfig
 from lavis_lite.datasets.builders.questions import ImageQAConfig
-from lavis_lite.datasets.files.columnar import splits_in
+from lavis_lite.datasets.files.locate import splits_in
 from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.datasets.shards.scan import needs_index
 from lavis_lite.errors import ConfigError, DataError, did_you_mean

@@ -1,27 +1,40 @@
-"""From the names and sizes in a YAML to a language model, on one device or several.
+"""From the names and sizes in a YAML to a language model, on one device or several, and a folder's weights into it.
 
-`pretrained.load_pretrained` loads its weights.
+Modules are made first and keep their hooks; `load_pretrained` brings the weights, plain or in 8 or 4 bits. Quantisation
+is by bitsandbytes through transformers: the linear layers of the blocks are quantised while they are read. Word
+embeddings, norms and the output layer keep the model's precision. Gradients reach the soft prompt only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lavis_lite.errors import ConfigError
+from lavis_lite import distributed
+from lavis_lite.errors import CheckpointError, ConfigError
+from lavis_lite.finite import check_weights
 from lavis_lite.models.base import blocks_of
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import DecoderOnly
-from lavis_lite.models.language.families import LMFamily, LMLoadOptions, Precision, family_of
+from lavis_lite.models.language.families import LMFamily, LMLoadOptions, Precision, Quantization, family_of
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits
+from lavis_lite.models.provenance import WeightSource, mark_loaded
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+          "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
+_UNFROZEN = "was_unfrozen"
+SHOWN = 3
 
 
 def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, tokenizer: Any = None,
@@ -170,3 +183,216 @@ def spread(model: Any, device_map: Any) -> Any:
         return dispatch_model(model, device_map=dict(device_map), force_hooks=True)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"model.llm_device_map: {str(error).splitlines()[0]}") from error
+
+
+# weights --------------------------------------------------------------------------------------------------------------
+def load_pretrained(language_model: LanguageModel, folder: str, source: WeightSource | None = None, *,
+                    allow_non_finite: bool = False) -> None:
+    """Put the weights of a transformers folder into a language model, in its precision and into the modules it has.
+
+    Modules stay the objects that they are, with their hooks, and what was unfrozen stays unfrozen. Parameters become
+    new objects, as with `Module.to_empty`; layers that are quantised become new modules, which take over the hooks.
+
+    Args:
+        language_model: as `build_language_model` made it.
+        folder: of transformers' format.
+        source: what the weights are marked with; None: the folder's name.
+        allow_non_finite: load tensors that hold NaN or infinity too.
+
+    Raises:
+        ConfigError: the folder holds no such model.
+        CheckpointError: tensors are not finite or not those of its config.json; or it lacks some that the model has.
+    """
+    plan, setup, dtype = language_model.model, language_model.load_options, language_model.dtype
+    try:
+        found = _read(type(plan), folder, dtype, setup)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.llm_model: no weights of a language model in {folder!r}: "
+                          f"{str(error).splitlines()[0]}") from error
+    words = plan.get_input_embeddings().weight.shape[0]
+    if found.get_input_embeddings().weight.shape[0] != words:
+        _add_words(found, words)
+    prepare(found, language_model.family)
+    found = found if setup.quantization else found.to(dtype)
+    if not setup.quantization and not allow_non_finite:
+        check_weights(dict(found.named_parameters()), folder)
+    transplant(found, plan)
+    adapters: set[str] = set()
+    if setup.lora is not None or any(hasattr(module, "reset_lora_parameters") for module in plan.modules()):
+        from lavis_lite.models.language.adapters import adapter_names, finish_adapters  # most models have none
+
+        finish_adapters(language_model)
+        adapters = adapter_names(plan)
+    check_no_meta(plan)
+    if setup.device_map is not None:
+        spread(plan, setup.device_map)
+    language_model.is_dispatched = bool(setup.quantization or setup.device_map)
+    mark_loaded(plan, source or WeightSource("", "language model", str(folder), str(folder)),
+                [name for name in plan.state_dict() if name not in adapters])
+
+
+def _add_words(model: Any, count: int) -> None:
+    """Rows for new words, each the mean of all others: what is frozen must be the same at every loading."""
+    before = len(model.get_input_embeddings().weight)
+    model.resize_token_embeddings(count, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None and count > before:
+                layer.weight[before:] = layer.weight[:before].double().mean(0).to(layer.weight.dtype)
+
+
+def _read(kind: Any, folder: str, dtype: torch.dtype, setup: LMLoadOptions) -> Any:
+    if setup.quantization is None:
+        with _silent_about_ties(), _bar_for_people():
+            found, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        _refuse_partial(found, folder, info)
+        return found
+    from lavis_lite.process.launch import launch_from_environment  # only quantised weights go to a GPU here
+
+    local = launch_from_environment().local_rank
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    return read_quantised(kind, folder, setup.quantization, dtype, device)
+
+
+def _refuse_partial(model: nn.Module, folder: str, info: Mapping[str, Iterable[str]]) -> None:
+    """Refuse weights of which transformers left out layers, or drew tensors at random because the files lack them."""
+    kinds = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
+    over = sorted(name for name in info["unexpected_keys"] if re.sub(r"\d+", "#", name) in kinds)
+    for names, what in ((sorted(info["missing_keys"]), "the files lack them, so they would be random"),
+                        (over, "the files have more layers than config.json says")):
+        if names:
+            raise CheckpointError(f"model.llm_model: {folder} does not fit its own config.json in {len(names)} of its "
+                                  f"tensors, such as {', '.join(names[:SHOWN])}: {what}. Download it again.")
+
+
+@contextlib.contextmanager
+def _silent_about_ties() -> Iterator[None]:
+    """transformers 5 takes every T5 for tied and warns of FlanT5, whose output layer is rightly its own."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "will NOT tie" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+@contextlib.contextmanager
+def _bar_for_people() -> Iterator[None]:
+    """transformers shows a bar while it reads weights: on a terminal, once, and not in logs."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    if not (distributed.is_main() and sys.stderr.isatty()):
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+# quantisation ---------------------------------------------------------------------------------------------------------
+def quantization_config(bits: Quantization, dtype: torch.dtype) -> Any:
+    """What transformers' `from_pretrained` takes.
+
+    8bit: LLM.int8(), columns with outliers stay in 16 bits (arXiv 2208.07339). 4bit: NF4 with quantised constants, as
+    in QLoRA (arXiv 2305.14314), multiplied in `dtype`.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype)
+
+
+def read_quantised(kind: Any, folder: str, bits: Quantization, dtype: torch.dtype, device: torch.device) -> Any:
+    """A transformers model of class `kind` with quantised weights, on `device`.
+
+    Raises:
+        ConfigError: bitsandbytes is too old, or cannot compute on the devices here.
+        OSError, ValueError: as transformers' `from_pretrained`.
+    """
+    try:
+        return kind.from_pretrained(folder, dtype=dtype, quantization_config=quantization_config(bits, dtype),
+                                    device_map={"": str(device)})
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(f"model.llm_quantization: {bits} does not work here: {str(error).splitlines()[0]} Set "
+                          "model.llm_quantization=null, or update with pip install -U 'lavis_lite[quant]'.") from error
+
+
+# into the modules -----------------------------------------------------------------------------------------------------
+def transplant(found: nn.Module, plan: nn.Module) -> None:
+    """Give every module of `plan` the parameters and buffers of its counterpart in `found`, a model of its class.
+
+    Modules of `plan` stay the same objects, with their hooks; parameters keep their `requires_grad`. A module of
+    another class in `found` (a quantised layer) replaces its counterpart and takes over its hooks. A layer with an
+    adapter gets its weights behind the adapter.
+
+    Raises:
+        CheckpointError: `plan` has tensors without values that `found` does not bring.
+    """
+    replaced: list[str] = []
+    for path, module in found.named_modules():
+        if any(path.startswith(f"{done}.") for done in replaced):
+            continue
+        target = plan.get_submodule(path)
+        if _is_adapted(target) and not _is_quantised(module):
+            target = target.base_layer  # type: ignore[assignment]
+        if path and type(target) is not type(module):
+            _replace(plan, path, module)
+            replaced.append(path)
+        else:
+            _fill(module, target)
+    for name, value in vars(found).items():  # such as what transformers knows of a quantisation
+        vars(plan).setdefault(name, value)
+    plan.generation_config = found.generation_config
+
+
+def check_no_meta(model: nn.Module) -> None:
+    """Raise a CheckpointError that names some of the parameters without values, if there are any."""
+    lost = [name for name, value in model.named_parameters() if value.is_meta]
+    if lost:
+        raise CheckpointError(
+            f"{len(lost)} parameters of the language model have no values, as its folder does not have them: "
+            f"{', '.join(lost[:SHOWN])}. Parts that a model adds to its language model belong into its method "
+            "on_weights_loaded.")
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether peft put an adapter around a layer."""
+    return isinstance(getattr(module, "base_layer", None), nn.Module)
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("bitsandbytes")
+
+
+def _fill(module: nn.Module, target: nn.Module) -> None:
+    for name, value in module._parameters.items():
+        old = target._parameters.get(name)
+        if value is not None:  # a tied one is met under each of its names, and stays unfrozen once it is
+            trains = old is not None and old.requires_grad
+            value.requires_grad_(trains or getattr(value, _UNFROZEN, False))
+            setattr(value, _UNFROZEN, value.requires_grad)
+        target._parameters[name] = value
+    target._buffers.update(module._buffers)
+    for name, value in vars(module).items():  # tensors that are plain attributes: angles of rotary positions
+        held: Any = vars(target).get(name)
+        if isinstance(held, Tensor) and held.is_meta and isinstance(value, Tensor):
+            setattr(target, name, value)
+
+
+def _replace(plan: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module of another class in its counterpart's place."""
+    parent, _, leaf = path.rpartition(".")
+    old = plan.get_submodule(path)
+    for hooks in _HOOKS:
+        getattr(module, hooks).update(getattr(old, hooks, {}))
+    for value in module.parameters():
+        value.requires_grad_(False)
+    setattr(plan.get_submodule(parent), leaf, module)

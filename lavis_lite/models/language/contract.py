@@ -308,10 +308,8 @@ class LanguageModel(HeldWeights, ABC):
         """Rows as embeddings float[B,S,D], S not less than `least`, and bool[B,S], true where no padding is."""
         embeds, mask = arrange(rows, self.embed, self.pad, side, self.home, least)
         if torch.is_grad_enabled() and not embeds.requires_grad:
-            from lavis_lite.distributed import shards  # of training only
-
             # texts alone: the backward pass of the other ranks waits for this one's blocks
-            embeds.requires_grad_(shards.has_shards(self))
+            embeds.requires_grad_(distributed.has_shards(self))
         return embeds, mask
 
     def generate_ids(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]],

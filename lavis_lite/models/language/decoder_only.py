@@ -19,14 +19,12 @@ from lavis_lite.models.decoding import Decoder
 from lavis_lite.models.language.answering import Normalise
 from lavis_lite.models.language.cache import RowCache, has_whole_masks, is_plain, select_rows
 from lavis_lite.models.language.contract import LanguageModel
-from lavis_lite.models.language.head import output_layer
 from lavis_lite.models.language.rows import (
     Row,
     Segments,
     closed,
     counted,
     cut_end,
-    differ,
     framed_prompt,
     learned_tokens,
     size,
@@ -34,7 +32,8 @@ from lavis_lite.models.language.rows import (
     tokenised_to_answer,
     tokenised_to_learn,
 )
-from lavis_lite.models.language.tokens import pad_rows
+from lavis_lite.models.language.tokens import differ, pad_rows
+from lavis_lite.models.language.weights import output_layer
 
 
 @dataclass

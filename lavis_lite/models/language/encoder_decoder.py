@@ -20,7 +20,6 @@ from lavis_lite.models.language.answering import Normalise
 from lavis_lite.models.language.cache import RowCache, has_whole_masks, stacked
 from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import sum_rows
-from lavis_lite.models.language.head import output_layer
 from lavis_lite.models.language.rows import (
     Part,
     Row,
@@ -28,14 +27,14 @@ from lavis_lite.models.language.rows import (
     Tokens,
     counted,
     cut_end,
-    differ,
     framed_prompt,
     in_a_row,
     size,
     tokenised_to_answer,
     tokenised_to_learn,
 )
-from lavis_lite.models.language.tokens import pad_rows
+from lavis_lite.models.language.tokens import differ, pad_rows
+from lavis_lite.models.language.weights import output_layer
 
 
 @dataclass

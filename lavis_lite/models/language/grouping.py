@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lavis_lite.distributed import shards
+from lavis_lite import distributed
 
 if TYPE_CHECKING:
     from lavis_lite.models.language.contract import LanguageModel
@@ -19,7 +19,7 @@ Size = tuple[int, ...]
 
 def passes(model: LanguageModel, sizes: Sequence[Size]) -> list[list[int]]:
     """`length_groups`. One pass if shapes are to be few, or if ranks share blocks: all must run them equally often."""
-    alone = model.few_widths or shards.has_shards(model)
+    alone = model.few_widths or distributed.has_shards(model)
     return [list(range(len(sizes)))] if alone else length_groups(sizes, model.most_padding)
 
 

@@ -10,7 +10,7 @@ prompt, and what closes a prompt (T5: the end token) follows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -205,11 +205,6 @@ def closed(parts: Row, tokenizer: LanguageTokenizer) -> list[Part]:
 def size(row: Row) -> int:
     """Tokens and vectors of a row."""
     return sum(map(len, row))
-
-
-def differ(rows: Sequence[Sized]) -> bool:
-    """Whether rows differ in length, so that a batch of them has padding."""
-    return len(set(map(len, rows))) > 1
 
 
 def check_room(room: Room, rows: Sequence[Row], longest: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ trained for so many. T5's are relative: it has no such limit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -211,6 +211,11 @@ def _load(source: str) -> Any:
             f"model.llm_model: the tokenizer {source!r} is neither a folder with a tokenizer nor in the local cache, "
             f"and could not be fetched ({str(error).splitlines()[0]}). Get it with `hf download {source}`, or give a "
             "folder.") from error
+
+
+def differ(rows: Sequence[Sized]) -> bool:
+    """Whether rows differ in length, so that a batch of them has padding."""
+    return len(set(map(len, rows))) > 1
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: Side, device: torch.device,

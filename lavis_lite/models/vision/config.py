@@ -6,7 +6,7 @@ Imports no torch for an encoder of the tables below.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -158,6 +158,34 @@ def check_timm_name(name: str) -> None:
 def timm_repository(name: str) -> str:
     """The repository with the weights of a name of timm: one serves both activations of CLIP's ViTs."""
     return f"timm/{name.replace('_quickgelu', '')}"
+
+
+def timm_notes(name: str, normalised: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Iterator[str]:
+    """Sentences on what a timm model's weights were trained with and would not get here.
+
+    Args:
+        name: of timm; of others nothing is known.
+        normalised: who gives pictures -> the mean and the standard deviation of each channel that they are brought to.
+    """
+    if name in (*PRESETS, MINI) or name in registry.encoder.names():
+        return
+    ensure_torchvision()
+    import timm
+
+    try:
+        facts = timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # no such weights
+        facts = None
+    if facts is None:
+        return
+    twin = name.replace("_clip_", "_clip_quickgelu_")
+    if "quickgelu" not in name and any("QuickGELU" in str(note) for note in facts.notes or ()) and timm.is_model(
+            twin.split(".")[0]):
+        yield f"model.vit_model: {name} computes GELU, and its weights were trained with QuickGELU: {twin}."
+    for who, found in normalised.items():
+        if tuple(map(tuple, found)) != (tuple(facts.mean), tuple(facts.std)):
+            yield (f"{who}: pictures get mean {list(found[0])} and std {list(found[1])}. {name} was trained with mean "
+                   f"{list(facts.mean)} and std {list(facts.std)}: set mean and std there.")
 
 
 def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any], pretrained: bool,

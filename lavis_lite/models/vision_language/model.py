@@ -16,13 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lavis_lite import distributed
 from lavis_lite.conversation import Conversation, Picture, Text
-from lavis_lite.distributed import shards
 from lavis_lite.errors import ConfigError, ContractError, DataError
 from lavis_lite.models.base import freeze, known_options
 from lavis_lite.models.blip2.base import EncoderModel, ImageBatch, build_encoder, frame_index, merged_frames
-from lavis_lite.models.blip2.learning import TextLearner, language_model_of_section
-from lavis_lite.models.blip2.llm import NEW_ADAPTERS, NOT_FOR_GENERATION
+from lavis_lite.models.blip2.llm import NEW_ADAPTERS, NOT_FOR_GENERATION, TextLearner, language_model_of_section
 from lavis_lite.models.connectors.base import Connector, build_connector
 from lavis_lite.models.language import GenerationConfig, LanguageModel
 from lavis_lite.models.language.answering import prompt_rows
@@ -97,7 +96,7 @@ class VisionLanguage(TextLearner, EncoderModel):
 
     def _nothing(self) -> Tensor:
         """0, with a gradient of zeros for encoder and connector, which the other ranks wait for."""
-        if shards.has_shards(self.vision_encoder):  # the other ranks wait for its blocks too
+        if distributed.has_shards(self.vision_encoder):  # the other ranks wait for its blocks too
             encoder: Any = self.vision_encoder
             picture = encoder.example_input(1, self.device)
             return self.embed_image(picture, [""]).sum() * 0.0

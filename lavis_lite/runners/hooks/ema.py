@@ -41,24 +41,24 @@ class EMA(Hook):
 
     def on_start(self, run: RunContext) -> None:
         """The average begins at the present weights, unless a checkpoint brought it."""
-        from lavis_lite.distributed import shards
+        from lavis_lite import distributed
 
         weights = trained(run.model)
         if not self.average:
             self.average = {name: weight.detach().float().clone() for name, weight in weights.items()}
-        self.average = {name: shards.like(self.average[name].to(weight.device), weight)
+        self.average = {name: distributed.part_like(self.average[name].to(weight.device), weight)
                         for name, weight in weights.items()}
 
     def after_step(self, run: RunContext, result: StepResult) -> None:
         """One update; the whole model takes a few kernels."""
         import torch
 
-        from lavis_lite.distributed import shards
+        from lavis_lite import distributed
 
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warm_up else self.decay
         self.updates += 1
-        weights = [shards.local(weight.detach()).float() for weight in trained(run.model).values()]
-        torch._foreach_lerp_(list(map(shards.local, self.average.values())), weights, 1.0 - decay)
+        weights = [distributed.local_part(weight.detach()).float() for weight in trained(run.model).values()]
+        torch._foreach_lerp_(list(map(distributed.local_part, self.average.values())), weights, 1.0 - decay)
 
     @contextlib.contextmanager
     def during_evaluation(self, run: RunContext) -> Iterator[None]:
@@ -88,10 +88,10 @@ class EMA(Hook):
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the averages of a checkpoint."""
-        from lavis_lite.distributed import shards
+        from lavis_lite import distributed
 
         own = self.average or tensors
-        self.average = {name: shards.like(tensor.float().to(own[name].device), own[name])
+        self.average = {name: distributed.part_like(tensor.float().to(own[name].device), own[name])
                         for name, tensor in tensors.items() if name in own}
 
 

@@ -98,10 +98,11 @@ class SamplePredictions(Hook):
         run.model.eval()
         try:
             with torch.no_grad(), distributed.local(), run.precision.autocast():
-                run.task.before_evaluation(self._dataset, str(self.split))
+                task = run.task.part_for(self._dataset)
+                task.before_evaluation(self._dataset, str(self.split))
                 batch = {key: value.to(run.device) if isinstance(value, torch.Tensor) else value
                          for key, value in self._batch.items()}
-                rows = run.task.predict(run.model, dict(batch))
+                rows = task.predict(run.model, dict(batch))
                 texts = [", ".join(value for key, value in row.items() if isinstance(value, str) and key != "id")
                          for row in rows]
                 if any(texts):

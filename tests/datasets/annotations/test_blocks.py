@@ -21,7 +21,8 @@ FIELDS = [Field("image", file_name, "a%s"), Field("caption", texts), Field("imag
 ODD: dict[str, list[Any]] = {
     "a%s": ["a..b", "../a", "./a", "b//a", "a./b", "data:image/png;base64,//./",
             "a/b.jpg", ["a"], "", None, "x" * 20_001, "ü"],
-    "caption": ["a: b", " ", ["one", "two"], [], 7, "\ud800", "日本", "\0", 'quo"te\\', "\n x"],
+    "caption": ["a: b", "['a', 'b']", ' ["a"]', "[a]", " ", ["one", "two"], [], 7, "\ud800",
+                "日本", "\0", 'quo"te\\', "\n x"],
     "image_id": [7, -2**63, 2**63, 3.0, 2.5, True, "000.0", "a", "1.2E+5", "a,b", None],
     "domain": ["in", "", None, 3]}
 

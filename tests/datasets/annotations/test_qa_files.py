@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lavis_lite.datasets.annotations.questions import Layout, answer_texts, read_questions
-from lavis_lite.datasets.annotations.readers import read_members
+from lavis_lite.datasets.annotations.text_files import read_members
 from lavis_lite.errors import ConfigError, DataError
 
 QUESTIONS = [{"question_id": 11, "image_id": 1, "question": "how many?"},

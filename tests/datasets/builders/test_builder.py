@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lavis_lite.config.schema import FileConfig, ProcessorPair
+from lavis_lite.datasets.annotations.layout import answer_texts
 from lavis_lite.datasets.base import image_number
 from lavis_lite.datasets.builders.custom import CustomBuilder
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageRetrievalBuilder
@@ -80,6 +81,28 @@ def test_two_spellings_of_a_file_are_one_image(coco_section, coco_folder):
     trained = ImageRetrievalBuilder("tiny", coco_section).build("train", training=True)
     assert not {row["image"] for row in trained.table.skim()} & set(held_out.image) and len(held_out) + len(trained) > 8
     assert image_number("./images", "0.png") == image_number("images/", "0.png")
+
+
+def test_an_empty_file_among_several_and_one_that_is_named_twice_are_told(coco_section, coco_folder):
+    (coco_folder / "none.json").write_text("[]")
+    files, entry = [str(coco_folder / "captions_train.json"), str(coco_folder / "none.json")], "train"
+    coco_section.build_info.annotations[entry] = FileConfig(storage=files)
+    with pytest.warns(UserWarning, match=r"none.json: has no rows; the other files of its split do"):
+        assert len(ImageCaptionBuilder("tiny", coco_section).build("train", training=True)) == 16
+    coco_section.build_info.annotations[entry] = FileConfig(storage=[files[0], files[0]])
+    with pytest.raises(DataError, match=r"annotations.train: names .*captions_train.json twice, so its rows would"):
+        ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
+
+
+@pytest.mark.parametrize("written", ["['a dog', 'two dogs']", '["a dog"]', "['a dog' 'two dogs']"])
+def test_a_list_that_became_one_text_is_refused(coco_section, coco_folder, written):
+    """Else a model would learn to write brackets."""
+    (coco_folder / "captions_train.json").write_text(json.dumps([{"image": "0.png", "caption": written}]))
+    with pytest.raises(DataError, match="field 'caption' is a list written as one text"):
+        ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
+    with pytest.raises(ValueError, match="is a list written as one text"):
+        answer_texts(written)
+    assert answer_texts("[sic] a [dog]")["answers"] == ["[sic] a [dog]"]
 
 
 def test_retrieval_evaluation_samples_carry_no_text(coco_section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lavis_lite.datasets.loading.sampler import EvalBatches, PendingBatches
+from lavis_lite.datasets.loading.loader import EvalBatches, PendingBatches
 
 
 @pytest.mark.parametrize("done", [(), (0,), (1, 2, 6), tuple(range(7))])

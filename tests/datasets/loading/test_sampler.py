@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.loading.loader import train_loader
-from lavis_lite.datasets.loading.randomness import hash64, permutation
+from lavis_lite.datasets.loading.loader import EvalBatches, train_loader
 from lavis_lite.datasets.loading.sampler import (
-    EvalBatches,
     GlobalSampler,
     RankBatches,
     ShardShuffle,
+    hash64,
     negative_uniforms,
+    permutation,
     sample_rng,
 )
 from lavis_lite.errors import ConfigError, DataError

@@ -27,13 +27,12 @@ from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageShardBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
+from lavis_lite.datasets.files.locate import shard_names
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.loading.loader import train_loader
-from lavis_lite.datasets.loading.randomness import sample_rng
-from lavis_lite.datasets.loading.sampler import GlobalSampler
+from lavis_lite.datasets.loading.sampler import GlobalSampler, sample_rng
 from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.datasets.shards import writer as shard_writer
-from lavis_lite.datasets.shards.dataset import shard_names
 from lavis_lite.datasets.shards.index import ARRAYS, INDEX, ShardIndex
 from lavis_lite.datasets.shards.scan import index_folder
 from lavis_lite.datasets.shards.writer import joined, make_plan, write_shards

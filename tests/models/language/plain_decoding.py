@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lavis_lite.models.base import at_least_float32
 from lavis_lite.models.decoding import Decoder, Decoding, decode
 from lavis_lite.models.language import LanguageModel
-from lavis_lite.models.language.head import output_layer
+from lavis_lite.models.language.weights import output_layer
 from lavis_lite.models.text_tokens import SpecialIds
 from tests.models.language.tiny import tiny
 

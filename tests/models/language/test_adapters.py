@@ -16,8 +16,8 @@ from lavis_lite.errors import CheckpointError, ConfigError, MissingExtraError
 from lavis_lite.models.blip2.llm import OPT, T5, Blip2LLM
 from lavis_lite.models.language import LanguageModel, build_language_model
 from lavis_lite.models.language.adapters import adapter_state, add_adapters, save_adapters
+from lavis_lite.models.language.build import load_pretrained
 from lavis_lite.models.language.families import FAMILIES, GENERAL, LMLoadOptions, Lora
-from lavis_lite.models.language.pretrained import load_pretrained
 from tests.models.language.tiny import SIZES, soft_prompts, tiny
 from tests.models.test_blip2_llm import CAPTIONS, images, model_of
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.models.language import GenerationConfig, LanguageModel
-from lavis_lite.models.language import head as head_module
+from lavis_lite.models.language import weights as output_layers
 from lavis_lite.models.language.cache import select_rows
 from tests.models.language.plain_decoding import exact_tiny, rounding
 from tests.models.language.tiny import CAUSAL, PAD, SEQ2SEQ, soft_prompts, tiny
@@ -78,10 +78,10 @@ def test_chunks_change_nothing_and_logits_exist_for_a_chunk_only() -> None:
         sizes.append(len(rows))
         return 3 * layer(rows)
 
-    plain = head_module.token_losses_plain(hidden, project, targets)
+    plain = output_layers.token_losses_plain(hidden, project, targets)
     (expected,) = torch.autograd.grad((plain * weight).sum(), hidden)
     sizes.clear()
-    found = head_module.token_losses(hidden, project, targets, chunk=3)
+    found = output_layers.token_losses(hidden, project, targets, chunk=3)
     (grad,) = torch.autograd.grad((found * weight).sum(), hidden)
     assert sizes == [3, 3, 1]
     torch.testing.assert_close(found, plain)

@@ -10,8 +10,8 @@ from torch import nn
 
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.language import Limits, build_language_model
+from lavis_lite.models.language.build import load_pretrained
 from lavis_lite.models.language.families import FAMILIES, GENERAL, family_of
-from lavis_lite.models.language.pretrained import load_pretrained
 from lavis_lite.models.language.tokens import LanguageTokenizer, pad_rows
 from tests.models.language.tiny import BOS, EOS, IDS, PAD, SIZES, byte_tokenizer, soft_prompts, tiny
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from lavis_lite.errors import ConfigError
 from lavis_lite.models.base import blocks_of
 from lavis_lite.models.language import GenerationConfig, LanguageModel, build_language_model
-from lavis_lite.models.language.build import recompute_blocks, spread
+from lavis_lite.models.language.build import load_pretrained, recompute_blocks, spread
 from lavis_lite.models.language.families import LMLoadOptions
-from lavis_lite.models.language.pretrained import load_pretrained
 from lavis_lite.models.qformer.model import QFormer
 from tests.models.language.tiny import SEQ2SEQ, SIZES, soft_prompts, tiny
 from tests.models.stage1_helpers import TINY

@@ -19,8 +19,8 @@ from lavis_lite.models.blip2.config import Blip2OPTConfig
 from lavis_lite.models.blip2.llm import Blip2LLM
 from lavis_lite.models.language import LanguageModel, build_language_model
 from lavis_lite.models.language.adapters import add_adapters
+from lavis_lite.models.language.build import load_pretrained, quantization_config, read_quantised
 from lavis_lite.models.language.families import LMLoadOptions, Lora, Quantization, device_fault
-from lavis_lite.models.language.pretrained import load_pretrained, quantization_config, read_quantised
 from tests.models.language.tiny import IDS, SIZES, byte_tokenizer, soft_prompts, tiny
 from tests.models.test_blip2_llm import CAPTIONS, images, model_of
 
