@@ -9,16 +9,16 @@ import torch
 
 from lavis_lite.mini_world.questions import TYPES
 from lavis_lite.mini_world.world import DEFAULT_SEED
-from tools.llm_learners import Learner
+from tools.llm_learners import WIDTHS, Learner
 from tools.llm_scores import VECTORS, Scores
 from tools.phases import PHASES
 
 CARD = """\
-# mini/{family}: a language model of the mini world
+# mini/{name}: a language model of the mini world
 
 {about}, {parameters:.2f}M parameters, stored as fp16, with a word-level tokenizer of {words} tokens.
 
-- Command: `python -m tools.train_llm --family {family} --steps {steps} --seed {seed}`
+- Command: `python -m tools.train_llm --family {family}{small} --steps {steps} --seed {seed}`
   (all assets at once: `bash run_scripts/build_mini_assets.sh`)
 - Date: {date}
 - Documents: {documents}, each seen once, {batch} a step: a generated scene of the split `vit` told in words, and about
@@ -57,11 +57,13 @@ def card(learner: Learner, steps: int, batch: int, seed: int, minutes: float, sc
         scores: of `llm_scores.evaluate`.
         count: how many scenes the scores are about.
     """
-    config, phases = learner.model.config, PHASES[learner.family]
+    config, phases = learner.model.config, PHASES
+    small = config.hidden_size < WIDTHS[""]
     about = ABOUT[learner.family].format(width=config.hidden_size, layers=config.num_hidden_layers,
                                          decoder_layers=getattr(config, "num_decoder_layers", 0))
     return CARD.format(
-        family=learner.family, about=about, words=len(learner.tokenizer.loaded), steps=steps, seed=seed, batch=batch,
+        family=learner.family, name=learner.family + "_small" * small, small=" --small" * small, about=about,
+        words=len(learner.tokenizer.loaded), steps=steps, seed=seed, batch=batch,
         parameters=sum(p.numel() for p in learner.model.parameters()) / 1e6, documents=steps * batch,
         share=phases[-1][1].blended, naming=phases[1][0], minutes=minutes, date=datetime.date.today().isoformat(),
         count=count, machine=platform.machine(), torch=torch.__version__.split("+")[0], table=table_of(scores),

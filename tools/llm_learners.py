@@ -20,7 +20,9 @@ from lavis_lite.models.language.tokens import LanguageTokenizer, pad_rows
 from lavis_lite.torchvision_shim import ensure_torchvision
 from tools.documents import Document, Group
 
-WIDTH, HEADS = 128, 4
+WIDTHS = {"": 128, "_small": 64}
+"""By the ending of a model's name."""
+HEAD_WIDTH = 32
 EMBEDDING_STD = 0.2
 """At the start; of a word as of what an untrained projection gives."""
 END_WEIGHT = 0.2
@@ -130,21 +132,22 @@ class OPTLearner(Learner):
     family = "opt"
 
     @classmethod
-    def create(cls, folder: str) -> OPTLearner:
+    def create(cls, folder: str, width: int) -> OPTLearner:
         """With random weights."""
         ensure_torchvision()
         from transformers import OPTConfig, OPTForCausalLM
 
         config = OPTConfig(
-            vocab_size=_size(folder), hidden_size=WIDTH, word_embed_proj_dim=WIDTH, ffn_dim=4 * WIDTH,
-            num_hidden_layers=4, num_attention_heads=HEADS, max_position_embeddings=256, dropout=0.0,
-            attention_dropout=0.0, layerdrop=0.0, init_std=0.066, bos_token_id=2, eos_token_id=2, pad_token_id=1)
+            vocab_size=_size(folder), hidden_size=width, word_embed_proj_dim=width, ffn_dim=4 * width,
+            num_hidden_layers=4, num_attention_heads=width // HEAD_WIDTH, max_position_embeddings=256, dropout=0.0,
+            attention_dropout=0.0, layerdrop=0.0, init_std=0.066 * (128 / width) ** 0.5, bos_token_id=2,
+            eos_token_id=2, pad_token_id=1)
         model = OPTForCausalLM(config)
         decoder = model.model.decoder
         with torch.no_grad():
             decoder.embed_tokens.weight.normal_(0, EMBEDDING_STD)
             decoder.final_layer_norm.weight.fill_(EMBEDDING_STD)  # small logits: the output matrix is the same one
-            decoder.embed_positions.weight.copy_(_waves(len(decoder.embed_positions.weight)))
+            decoder.embed_positions.weight.copy_(_waves(*decoder.embed_positions.weight.shape))
         for layer in decoder.layers:
             of = layer.self_attn
             _match_and_copy(of.k_proj, of.q_proj, of.v_proj, of.out_proj)
@@ -222,26 +225,27 @@ class T5Learner(Learner):
     family = "t5"
 
     @classmethod
-    def create(cls, folder: str) -> T5Learner:
+    def create(cls, folder: str, width: int) -> T5Learner:
         """With random weights."""
         ensure_torchvision()
         from transformers import T5Config, T5ForConditionalGeneration
 
         sizes: dict[str, Any] = {
-            "vocab_size": _size(folder), "d_model": WIDTH, "d_kv": WIDTH // HEADS, "d_ff": 2 * WIDTH, "num_layers": 3,
-            "num_decoder_layers": 2, "num_heads": HEADS, "dropout_rate": 0.0, "feed_forward_proj": "gated-gelu",
-            "tie_word_embeddings": False, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+            "vocab_size": _size(folder), "d_model": width, "d_kv": HEAD_WIDTH, "d_ff": 2 * width, "num_layers": 3,
+            "num_decoder_layers": 2, "num_heads": width // HEAD_WIDTH, "dropout_rate": 0.0,
+            "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
+            "pad_token_id": 0, "eos_token_id": 1}
         model: Any = T5ForConditionalGeneration(T5Config(**sizes))
         prepare(model, FAMILIES["t5"])
         with torch.no_grad():
             model.shared.weight.normal_(0, EMBEDDING_STD)
-            model.lm_head.weight.copy_(model.shared.weight * WIDTH ** -0.5 / EMBEDDING_STD)  # copies, as OPT's does
+            model.lm_head.weight.copy_(model.shared.weight * width ** -0.5 / EMBEDDING_STD)  # copies, as OPT's does
             blocks: Any = model.encoder.block
             readers = [block.layer[0].SelfAttention for block in blocks]
             readers += [block.layer[1].EncDecAttention for block in model.decoder.block]
             for of in readers:
                 _match_and_copy(of.k, of.q, of.v, of.o)
-                of.q.weight *= (WIDTH // HEADS) ** -0.5  # T5 does not divide its scores by that
+                of.q.weight *= HEAD_WIDTH ** -0.5  # T5 does not divide its scores by that
         return cls(folder, model)
 
     def predict(self, documents: Sequence[Document], noise: bool) -> Predictions:
@@ -269,9 +273,9 @@ class T5Learner(Learner):
         return logits[real], ids[real], weights, torch.tensor(turns).repeat_interleave(real.sum(1))
 
 
-def _waves(count: int) -> Tensor:
+def _waves(count: int, width: int) -> Tensor:
     """Sines and cosines of positions, small beside words: float[count,D]."""
-    angles = torch.arange(count)[:, None] / 1000 ** (torch.arange(0, WIDTH, 2) / WIDTH)
+    angles = torch.arange(count)[:, None] / 1000 ** (torch.arange(0, width, 2) / width)
     return 0.1 * torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
 
@@ -283,11 +287,12 @@ def groups_of(context: str | tuple[Group, ...]) -> tuple[Group, ...]:
 @torch.no_grad()
 def _match_and_copy(key: nn.Linear, query: nn.Linear, value: nn.Linear, out: nn.Linear) -> None:
     """Random weights that let attention find equal words from the first step, and copy what it finds."""
-    scale = WIDTH ** -0.5
+    width = len(key.weight)
+    scale = width ** -0.5
     key.weight.normal_(0, 0.7 * scale)
-    query.weight.copy_(key.weight + 0.2 * scale * torch.randn(WIDTH, WIDTH))
+    query.weight.copy_(key.weight + 0.2 * scale * torch.randn(width, width))
     value.weight.normal_(0, scale)
-    out.weight.copy_(0.5 * value.weight.T + 0.03 * torch.randn(WIDTH, WIDTH))
+    out.weight.copy_(0.5 * value.weight.T + 0.03 * torch.randn(width, width))
 
 
 LEARNERS: dict[str, type[OPTLearner] | type[T5Learner]] = {"opt": OPTLearner, "t5": T5Learner}

@@ -14,7 +14,7 @@ from tools.documents import LENGTH, Document, Mix, blend, make_document, scene_o
 from tools.phases import PHASES
 from tools.turns import KINDS, ask
 
-LAST = PHASES["opt"][-1][1]
+LAST = PHASES[-1][1]
 
 
 def documents(count: int, mix: Mix = LAST) -> list[Document]:
