@@ -153,11 +153,17 @@ def shown(line: str) -> list[str]:
     if any(name in line for name in PAPER_SCALE):
         return []
     options = [option for option in SHORT if "stage1" in line or not option.startswith("run.k_test")]
-    if "examples/sensors" in line:
+    if "examples/sensors" in line or not of_the_mini_world(line):
         options = [option for option in options if not re.search("mini_world|k_test|output_dir", option)]
     if "instructblip" in line:
         options = [option.replace("mini_world_caption", "mini_world_vqa") for option in options]
     return options
+
+
+def of_the_mini_world(line: str) -> bool:
+    """Whether the recipe of a command has data sets of the mini world, itself or by its base."""
+    recipe = next((Path(word) for word in line.split() if word.endswith(".yaml")), Path())
+    return not recipe.is_file() or re.search("mini_world|base:", recipe.read_text()) is not None
 
 
 def with_options(words: list[str], before: list[str], after: list[str]) -> list[str]:

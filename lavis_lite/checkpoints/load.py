@@ -131,8 +131,8 @@ def _unseen(model: object, section: dict[str, Any]) -> Iterator[tuple[str, Any, 
     """(key, recorded value, the model's) of settings that no tensor's shape shows."""
     cfg = getattr(getattr(model, "qformer", None), "cfg", None)
     for key, name in UNSEEN.items():
-        if cfg is not None and key in section:  # a packaged checkpoint names its type only
-            yield key, section[key], getattr(cfg, name)
+        if key in section and (own := getattr(cfg, name, None)) is not None:  # a packaged one names its type only
+            yield key, section[key], own
     lora = getattr(getattr(getattr(model, "language_model", None), "load_options", None), "lora", None)
     if lora is not None and (section.get("lora") is not None or section.get("llm_train") == "lora"):
         yield "lora.alpha", (section.get("lora") or {}).get("alpha", type(lora).alpha), lora.alpha

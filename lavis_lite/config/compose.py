@@ -8,6 +8,7 @@ through its `config_class`.
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -304,9 +305,8 @@ def _run_section(checker: Checker, run: dict[str, Any]) -> RunConfig:
     run_class = _section_class(registry.task, run.get("task") or RunConfig.task, RunConfig)
     section: RunConfig = checker.section(run_class, run, "run", schema.TASK_KEYS_OF_LAVIS)
     for key in ("output_dir", "resume_ckpt_path"):  # no shell fills in the ~ of `--options run.output_dir=~/runs`
-        try:
-            setattr(section, key, getattr(section, key) and str(Path(getattr(section, key)).expanduser()))
-        except RuntimeError:
+        setattr(section, key, getattr(section, key) and os.path.expanduser(getattr(section, key)))
+        if (getattr(section, key) or "").startswith("~"):
             checker.error(f"run.{key}", f"{getattr(section, key)}: this system has no such user; write the whole path.")
     for key, why in schema.RUN_KEYS_WITHOUT_EFFECT.items():
         if run.get(key) is not None:

@@ -59,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("recipes --to x.yaml", "--to x.yaml is the file of --copy; add --copy NAME."),
     ("new-project json", "'json' is a Python module already, which the project would hide"),
     ("new-project torch", "'torch' is a Python module already"),
-    ("models odd*", "no model matches 'odd*'; choose one of: blip2, "),
+    ("models odd*", "no model matches 'odd*'; choose one of: "),
     ("compare file file", "file is a file; give the run folder, or its results/.\n"),
     ("lab itg --report-only --out file", "argument --out: 'file' cannot be written"),
     ("bench stage1 --batch 0", "--batch is 0, but must be at least 1"),

@@ -202,7 +202,7 @@ def test_published_layouts_of_the_rows_are_healthy(case, tmp_path, monkeypatch):
 
 def test_what_a_file_has_besides_is_named(tmp_path, capsys):
     rows = [{"image": "sub/0.png", "question": "q?", "answer": "x", "choices": ["x", "y"], "split": name}
-            for name in ("train", "restval")]
+            for name in ("train", "extra")]
     code, report = check(capsys, str(make(tmp_path, rows[:1])))
     assert code == 0 and report["notes"][-1] == "columns that are not read: 'choices'"
     code, report = check(capsys, str(make(tmp_path, rows)))

@@ -75,8 +75,8 @@ def image_names(tables: Sequence[RowTable]) -> list[str]:
 def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, log: Log = print) -> bool:
     """Write this process' share of the files, and the manifest once all are there.
 
-    Files that are there already are kept, so that a job that was stopped goes on. Those with an image that has changed
-    since are written anew.
+    Files that are there already are kept, so that a job that was stopped goes on. Those with an image of
+    another size in bytes are written anew.
 
     Args:
         job: the features to be written.
