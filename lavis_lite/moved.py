@@ -45,7 +45,7 @@ MOVED = {
     "datasets.files.names": "datasets.files.image_paths",
     "datasets.files.paths": "datasets.files.image_paths",
     "datasets.files.patterns": "datasets.files.image_paths",
-    "datasets.files.table_folders": "datasets.files.columnar",
+    "datasets.files.table_folders": "datasets.files.locate",
     "datasets.loading.collate": "datasets.loading.loader",
     "datasets.loading.pending": "datasets.loading.loader",
     "datasets.loading.randomness": "datasets.loading.sampler",
