@@ -61,9 +61,8 @@ class FeatureFolder(ImageFolder):
             BadSample: there is none for this image, or its bytes are damaged.
             DataError: the file of names is damaged.
         """
-        wanted = np.uint64(name_hash(name))
-        index = self._hash.search(wanted)
-        if index == len(self._hash) or self._hash[index] != wanted:
+        index = self._hash.find(np.uint64(name_hash(name)))
+        if index is None:
             raise BadSample(name, f"has no features in {self.root}; run {COMMAND} again to add what is new")
         file, row = int(self._file[index]), int(self._row[index])
         content = self._features(file)[row].copy()
