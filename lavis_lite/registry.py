@@ -35,10 +35,10 @@ BUILT_IN = "lavis_lite.datasets.builders."
 BUILDERS = {
     "image_caption": "images:ImageCaptionBuilder",
     "image_retrieval": "images:ImageRetrievalBuilder",
-    "custom": "custom:CustomBuilder", "image_classes": "classes:ImageClassesBuilder",
+    "custom": "custom:CustomBuilder", "image_classes": "questions:ImageClassesBuilder",
     "image_shards": "images:ImageShardBuilder",
     "image_qa": "questions:ImageQABuilder", "images_qa": "questions:ImagesQABuilder",
-    "image_dialogue": "dialogue:ImageDialogueBuilder", "chat": "chat:ChatBuilder",
+    "image_dialogue": "questions:ImageDialogueBuilder", "chat": "chat:ChatBuilder",
     "video_caption": "video:VideoCaptionBuilder",
     "video_qa": "video:VideoQABuilder", "video_dialogue": "video:VideoDialogueBuilder",
     "video_retrieval": "video:VideoRetrievalBuilder",

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from lavis_lite.cli.lavis_recipes import counterpart, without_counterpart
-from lavis_lite.config.recipes import find_recipe, unknown_recipe
+from lavis_lite.config.recipes import counterpart, find_recipe, unknown_recipe, without_counterpart
 from lavis_lite.errors import ConfigError, ErrorList, nearest, shown
 from lavis_lite.io.files import why_not_writable
 

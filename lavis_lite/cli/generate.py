@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite.cli import attention
 from lavis_lite.cli.console import command_parser, seed
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
+from lavis_lite.io import atomic
+from lavis_lite.io.files import why_not_writable
 from lavis_lite.process import exits
-from lavis_lite.registry import registry
+from lavis_lite.registry import lacking, need, registry
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lavis_lite.models.base import BaseModel
 
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -98,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
         raise DataError("no pictures found: " + "; ".join(errors))
     for error in errors:
         _print_error(error, None, chosen.json)
-    failed, drawn = len(errors), attention.targets(chosen.attention, paths, source.arch)
+    failed, drawn = len(errors), attention_files(chosen.attention, paths, source.arch)
     for path, texts, reason in answers(chosen, source, settings, paths, drawn):
         failed += reason is not None
         if reason is not None:
@@ -151,7 +154,6 @@ def generation_settings(chosen: argparse.Namespace, arch: str) -> dict[str, Any]
         settings["penalise_prompt"] = True
     cls = registry.get_model_class(arch)
     from lavis_lite.models.protocols import Captioner
-    from lavis_lite.registry import lacking
 
     if lacking(cls, Captioner):
         raise ConfigError(f"{arch}: this model writes no text; try blip2_opt.")
@@ -230,7 +232,7 @@ def answers(chosen: argparse.Namespace, source: ModelSource, settings: dict[str,
         for number in sorted([*tensors, *reasons]):
             if paths[number] in drawn and number in texts:
                 samples = {**_samples(model, [tensors[number]], chosen), "text_output": texts[number][:1]}
-                attention.draw(model, images["eval"], load_rgb(paths[number]), samples, drawn[paths[number]])
+                draw_attention(model, images["eval"], load_rgb(paths[number]), samples, drawn[paths[number]])
             yield paths[number], texts.get(number, []), reasons.get(number)
 
 
@@ -238,7 +240,6 @@ def _write(model: BaseModel, images: list[Any], chosen: argparse.Namespace,
            settings: dict[str, Any]) -> list[list[str]]:
     """A list of texts for each image."""
     from lavis_lite.models.protocols import Captioner
-    from lavis_lite.registry import need
 
     if not images:
         return []
@@ -262,3 +263,63 @@ def _print_error(reason: str, path: Path | None, as_json: bool) -> None:
     if as_json and path is not None:
         print(json.dumps({"image": str(path), "error": reason}, ensure_ascii=False), flush=True)
     print(f"error: {path}: {reason}" if path is not None else f"error: {reason}", file=sys.stderr, flush=True)
+
+
+# --- attention: a PNG for each picture, with what the model sees where it writes each word ----------------------------
+def attention_files(name: str | None, pictures: Sequence[Path], arch: str) -> dict[Path, Path]:
+    """Picture -> the file of its attention; empty without a name. Makes the folder of several.
+
+    Args:
+        name: of a .png file for one picture, or of a folder.
+        pictures: that are read.
+        arch: of the model.
+
+    Raises:
+        ConfigError: one file for several pictures, a path that is one of them or cannot be written. Also: a model
+            that does not show where it looks.
+    """
+    if name is None:
+        return {}
+    from lavis_lite.models.protocols import Looker
+
+    if lacking(registry.get_model_class(arch), Looker):
+        raise ConfigError(f"--attention: {arch} does not show where it looks; try blip2_opt.")
+    path = Path(name).expanduser()
+    is_file = path.suffix.lower() == ".png"
+    if is_file and len(pictures) > 1:
+        raise ConfigError(f"--attention: {name} is one file for {len(pictures)} pictures; name a folder, such as "
+                          f"{path.with_suffix('')}.")
+    if reason := why_not_writable(path, folder=not is_file):
+        raise ConfigError(f"--attention {name} cannot be written ({reason}); name a .png file or a folder.")
+    found = {pictures[0]: path} if is_file else _in_folder(path, pictures)
+    if own := {picture.resolve() for picture in pictures} & {target.resolve() for target in found.values()}:
+        raise ConfigError(f"--attention {name} would replace the picture {min(own)}; name another file or folder.")
+    (path.parent if is_file else path).mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def _in_folder(folder: Path, pictures: Sequence[Path]) -> dict[Path, Path]:
+    """A file for each picture, with a number in its name if two pictures have the same name."""
+    digits = len(str(len(pictures)))
+    several = len({picture.stem for picture in pictures}) < len(pictures)
+    return {picture: folder / f"{f'{number:0{digits}}_' if several else ''}{picture.stem}.png"
+            for number, picture in enumerate(pictures)}
+
+
+def draw_attention(model: object, processor: Any, picture: Image.Image, samples: dict[str, Any], target: Path) -> None:
+    """Write the sheet of one picture.
+
+    Args:
+        model: of `generate`.
+        processor: of its images.
+        picture: the original.
+        samples: one sample with the text that was written, as `attention` takes it.
+        target: the file.
+    """
+    from lavis_lite.models.attention import shown
+    from lavis_lite.models.protocols import Looker
+    from lavis_lite.report.overlay import as_seen, sheet
+
+    [found] = shown(need(model, Looker, "--attention"), samples)
+    with atomic.replaced(target) as temporary:
+        sheet(as_seen(processor, picture), found.words, found.maps()).save(temporary, "PNG")

@@ -41,11 +41,11 @@ MEASURED = {
     "`python -m torch.distributed.run --nproc_per_node=8 train.py --cfg-path F`":
         "tests/runners/test_ranks.py::test_two_processes_equal_one_on_the_same_global_batch",
     "`bash run_scripts/blip2/eval/eval_ret_coco.sh` and the 12 others of `run_scripts/blip2`":
-        "tests/cli/test_lavis_recipes.py::test_all_scripts_of_lavis_start_their_recipe",
+        "tests/config/test_lavis_recipes.py::test_all_scripts_of_lavis_start_their_recipe",
     "`--cfg-path lavis/projects/blip2/train/pretrain_stage1.yaml` and the 14 others of BLIP-2":
-        "tests/cli/test_lavis_recipes.py::test_a_recipe_path_of_lavis_is_the_same_experiment_here",
+        "tests/config/test_lavis_recipes.py::test_a_recipe_path_of_lavis_is_the_same_experiment_here",
     "`--cfg-path lavis/projects/instructblip/...`":
-        "tests/cli/test_lavis_recipes.py::test_recipes_without_a_counterpart_are_refused_with_a_reason",
+        "tests/config/test_lavis_recipes.py::test_recipes_without_a_counterpart_are_refused_with_a_reason",
     "`model.finetuned` or `run.resume_ckpt_path` with a checkpoint to score":
         "tests/runs/test_run_composition.py::test_an_evaluation_has_the_runs_configuration_and_its_weights",
     "relative `storage:` under the cache root":

@@ -16,9 +16,9 @@ from PIL import Image
 
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import BuildInfo, FileConfig, ProcessorPair
-from lavis_lite.datasets.annotations.columns import guess_columns, split_values
+from lavis_lite.datasets.annotations.readers import guess_columns, split_values
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
-from lavis_lite.datasets.builders.dialogue import ImageDialogueBuilder, ImageDialogueConfig
+from lavis_lite.datasets.builders.questions import ImageDialogueBuilder, ImageDialogueConfig
 from lavis_lite.datasets.validate.recipe import guess
 from lavis_lite.errors import ConfigError, DataError
 

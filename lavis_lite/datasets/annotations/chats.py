@@ -26,8 +26,8 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from lavis_lite.conversation import Conversation, Picture, Role, Turn
-from lavis_lite.datasets.annotations.columns import KNOWN
 from lavis_lite.datasets.annotations.kinds import describe, file_name, readable
+from lavis_lite.datasets.annotations.readers import KNOWN
 from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, cached_table, made_rows, numbered_rows
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
 from lavis_lite.errors import did_you_mean

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig
-from lavis_lite.datasets.annotations.columns import Columns, guess_columns
+from lavis_lite.datasets.annotations.readers import Columns, guess_columns
 from lavis_lite.datasets.annotations.rows import Field, file_name, identifier, texts
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
@@ -28,7 +28,7 @@ KEYS_OF_QUESTIONS = ("answer_column", "choices_column", "question_id_column", "c
 class CustomConfig(ImageDatasetConfig):
     """Section of the `custom` builder: what the columns of your file are called.
 
-    A column that is not named is guessed by its usual names (`annotations.columns.KNOWN`), and the guess is logged.
+    A column that is not named is guessed by its usual names (`annotations.readers.KNOWN`), and the guess is logged.
     A file with a question column is a set of questions; name `caption_column` to train on its captions instead.
     """
 

@@ -1,26 +1,31 @@
-"""The builder of questions about images. A new data set is a row of YAML that says how its files are written."""
+"""The builders of questions about images, dialogues and classes among them.
+
+A new data set is a row of YAML that says how its files are written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig
+from lavis_lite.datasets.annotations.dialogues import TurnTable, read_dialogues, read_relevance
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.questions import read_questions
-from lavis_lite.datasets.annotations.rows import RowTable, texts
-from lavis_lite.datasets.annotations.text_files import json_object
+from lavis_lite.datasets.annotations.rows import Row, RowTable, texts
+from lavis_lite.datasets.annotations.text_files import json_object, lines_of, read_text
 from lavis_lite.datasets.base import BaseDataset
-from lavis_lite.datasets.builders.base import IMAGES, LISTS, QUESTIONS
+from lavis_lite.datasets.builders.base import CLASSES, DIALOGUES, IMAGES, LISTS, QUESTIONS
 from lavis_lite.datasets.builders.images import ImageDatasetConfig, ImageTextBuilder
 from lavis_lite.datasets.files.image_paths import refuse_outside
 from lavis_lite.datasets.files.locate import one_source
-from lavis_lite.datasets.media.images import ImageFolder, ImagesFolder
+from lavis_lite.datasets.media.images import SUFFIXES, ImageFolder, ImagesFolder
 from lavis_lite.datasets.qa import Learn, QADataset, QAEvalDataset
 from lavis_lite.datasets.shards.dataset import open_shards
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.processors.instruction import Instruction
 from lavis_lite.registry import registry
 
 
@@ -210,3 +215,145 @@ class ImagesQABuilder(ImageQABuilder):
     def folder(self, root: Path) -> ImagesFolder:
         """Reader of the images below `root`."""
         return ImagesFolder(root, self.cfg.max_pixels, self.follows_links(root))
+
+
+# --- dialogues -------------------------------------------------------------------------------------------------------
+@dataclass
+class ImageDialogueConfig(ImageQAConfig):
+    """Section of a data set of dialogues: VisDial v1.0's or AVSD's file, or lists of conversations as LLaVA's."""
+
+    turn: str = "Q: {} A: {}"
+    """an earlier question and its answer as they stand in the history, one per line"""
+    asked: Literal["all", "last"] = "all"
+    """evaluation: every turn is a question, or only the last one of a dialogue"""
+    relevance: dict[str, FileConfig] = field(default_factory=dict)
+    """by split: VisDial's dense annotations, [{image_id, round_id, gt_relevance}], for NDCG"""
+
+
+@registry.register_builder("image_dialogue")
+class ImageDialogueBuilder(ImageQABuilder):
+    """Dialogues about images: every question with an answer is a sample, what was said before is its `history`.
+
+    Samples as `image_qa`. What was said before stands in front of the question, unless the section's `instruction` puts
+    it elsewhere. Evaluation of VisDial: every round with its 100 candidates, and label, the index of the right one.
+    There the samples have history str and caption str ("" if there is none), and the task puts them in front.
+    """
+
+    config_class: ClassVar[type[DatasetConfig]] = ImageDialogueConfig
+    ignored_keys: ClassVar[Mapping[str, str]] = {**IMAGES, **QUESTIONS, **DIALOGUES}
+    cfg: ImageDialogueConfig
+
+    def __init__(self, name: str, cfg: ImageDialogueConfig) -> None:
+        super().__init__(name, cfg)
+        if cfg.turn.count("{}") != 2:
+            raise ConfigError(f"datasets.{name}.turn must have two {{}}, for a question and its answer.")
+        for key in cfg.columns:
+            if key != "image":
+                raise ConfigError(f"datasets.{name}.columns.{key} has no effect: of dialogues only the column `image` "
+                                  "can be named.")
+
+    def default_instruction(self, training: bool, ranked: bool) -> Callable[..., Any] | None:
+        """The history in front of the question: a turn makes no sense without it."""
+        return None if ranked and not training else Instruction("chat", draw=False)
+
+    def extras(self) -> Sequence[str]:
+        """What was said before, and the image's caption."""
+        return ("history", "caption")
+
+    def multiple_choice(self, table: RowTable) -> bool:
+        """Whether the rounds come with candidates."""
+        return "candidates" in table[0]
+
+    def read(self, paths: Sequence[Path], layout: Layout, training: bool) -> TurnTable:
+        """The questions of a split's dialogues."""
+        table = read_dialogues(paths, layout, training, self.cfg.turn, last=self.cfg.asked == "last" and not training)
+        dense = None if training else self.cfg.relevance.get(layout.split)
+        if dense is not None and (dense.storage or dense.url):
+            source = one_source(f"datasets.{self.name}.relevance.{layout.split}", dense, self.root)
+            table.relevance = read_relevance(source.fetch())
+        return table
+
+
+# --- one folder for each class ---------------------------------------------------------------------------------------
+@dataclass
+class ImageClassesConfig(ImageQAConfig):
+    """Section of a data set of pictures in one folder per class."""
+
+    question: str = "a photo of a"
+    """what the model reads before the name of a class"""
+
+
+class ClassesDataset(QAEvalDataset):
+    """Pictures with a class: the question is the same for all, the answer is the class, candidates are all classes."""
+
+    whole_list: ClassVar[bool] = True
+
+
+@registry.register_builder("image_classes")
+class ImageClassesBuilder(ImageQABuilder):
+    """Pictures in `<split>/<folder of the class>/` below build_info.images.storage.
+
+    The annotation file of a split names the classes: lines "<folder> <name>[, synonym ...]" (ImageNet's
+    LOC_synset_mapping.txt, of which the first name counts), or JSON {folder: name}. Classes of one name are one class.
+    """
+
+    config_class: ClassVar[type[DatasetConfig]] = ImageClassesConfig
+    eval_dataset: ClassVar[type[Any]] = ClassesDataset
+    ignored_keys: ClassVar[Mapping[str, str]] = {**IMAGES, **QUESTIONS, **CLASSES}
+    cfg: ImageClassesConfig
+    _split = ""
+    """the split that is being built"""
+
+    def build(self, split: str, training: bool) -> BaseDataset | None:
+        """The data set of a split; None where there is no such split."""
+        self._split = split
+        return super().build(split, training)
+
+    def read(self, paths: Sequence[Path], layout: Layout, training: bool) -> RowTable:
+        """One row per picture: {image, question, question_id, answers, counts}, class by class.
+
+        Raises:
+            DataError: a class has no folder, or no class has a picture.
+        """
+        names, root = class_names(paths[0]), self._media_root(paths)
+        lacking = [folder for folder in names if not (root / layout.split / folder).is_dir()]
+        if lacking:
+            raise DataError(f"{root / layout.split}: has no folder for {len(lacking)} of the {len(names)} classes of "
+                            f"{paths[0]}; the first is {lacking[0]!r}. Put the pictures of a class into its folder.")
+        table = RowTable(self._rows(names, root / layout.split), paths)
+        if not len(table):
+            raise DataError(f"{root / layout.split}: the folders of the {len(names)} classes hold no picture.")
+        return table
+
+    def _rows(self, names: dict[str, str], root: Path) -> Iterator[tuple[int, int, Row]]:
+        files = [(line, name, file) for line, (folder, name) in enumerate(names.items(), 1)
+                 for file in sorted((root / folder).iterdir())
+                 if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()]
+        for number, (line, name, file) in enumerate(files):
+            yield 0, line, {"image": f"{root.name}/{file.parent.name}/{file.name}", "question": self.cfg.question,
+                            "question_id": number, "answers": [name], "counts": [1]}
+
+    def _candidates(self) -> list[str]:
+        (path, *_) = self.annotation_files(self._split)
+        return list(dict.fromkeys(class_names(path).values()))
+
+
+def class_names(path: Path) -> dict[str, str]:
+    """Folder -> name of the class.
+
+    Raises:
+        DataError: a file of another kind, or fewer than two classes.
+    """
+    try:
+        pairs = list(json_object(path).items()) if path.suffix == ".json" else [
+            line.split(maxsplit=1) for line in lines_of(read_text(path)) if line.strip()]
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a folder is named twice")
+        names = {str(folder): str(name).partition(",")[0].strip() for folder, name in found.items()}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path}: must have lines '<folder> <name of the class>', or be JSON {{folder: name}} "
+                        f"({error}).") from error
+    if len(names) < 2 or not all(names.values()):
+        raise DataError(f"{path}: names {len(names)} classes; at least two are needed, each with a name.")
+    return names

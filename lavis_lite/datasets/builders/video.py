@@ -9,9 +9,13 @@ from typing import ClassVar
 
 from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.builders.base import DIALOGUES, FEATURES, QUESTIONS, VIDEOS
-from lavis_lite.datasets.builders.dialogue import ImageDialogueBuilder, ImageDialogueConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageDatasetConfig, ImageTextBuilder
-from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
+from lavis_lite.datasets.builders.questions import (
+    ImageDialogueBuilder,
+    ImageDialogueConfig,
+    ImageQABuilder,
+    ImageQAConfig,
+)
 from lavis_lite.datasets.caption import RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.media.video import ReaderName, VideoFolder, installed_readers
 from lavis_lite.errors import ConfigError

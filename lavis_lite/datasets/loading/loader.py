@@ -110,30 +110,18 @@ def _join(key: str, values: list[Any]) -> Any:
 
 
 # --- batches of an evaluation -----------------------------------------------------------------------------------------
-class EvalBatches(Iterable[list[int]]):
-    """Evaluation: rows in order, whole batch j goes to rank j % world_size; each row exactly once, nothing padded.
+class EvalBatches(list[list[int]]):
+    """Evaluation: each row exactly once, nothing padded.
 
     Args:
         size: rows.
         batch_size: rows of a batch; the last one may have fewer.
-        rank, world_size: this process among all.
         order: all rows in the order of evaluation; None: the data set's.
     """
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1,
-                 order: Sequence[int] | None = None) -> None:
-        self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
-        self.order = range(size) if order is None else order
-
-    def _starts(self) -> range:
-        return range(self.rank * self.batch_size, self.size, self.world_size * self.batch_size)
-
-    def __len__(self) -> int:
-        return len(self._starts())
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in self._starts():
-            yield list(self.order[start:start + self.batch_size])
+    def __init__(self, size: int, batch_size: int, order: Sequence[int] | None = None) -> None:
+        rows = range(size) if order is None else order
+        super().__init__(list(rows[start:start + batch_size]) for start in range(0, size, batch_size))
 
 
 class PendingBatches(Iterable[list[int]]):
@@ -346,7 +334,7 @@ def eval_loader(dataset: MapDataset, run_cfg: RunConfig, rank: int = 0, world_si
     """
     samples = EvaluationSamples(dataset, run_cfg.seed, run_cfg.on_bad_sample, share_pictures)
     order = dataset.evaluation_order() if isinstance(dataset, Ordered) else None
-    batches = PendingBatches(EvalBatches(len(samples), run_cfg.batch_size_eval, order=order), done, rank, world_size)
+    batches = PendingBatches(EvalBatches(len(samples), run_cfg.batch_size_eval, order), done, rank, world_size)
     return Loader(samples, batch_sampler=batches, collate_fn=collate_of(dataset), **_settings(run_cfg))
 
 

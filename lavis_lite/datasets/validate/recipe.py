@@ -11,16 +11,15 @@ import yaml
 
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, StorageConfig
 from lavis_lite.datasets.annotations.chats import COLUMNS, READ, is_benchmark, is_conversation
-from lavis_lite.datasets.annotations.columns import KNOWN, Columns, guess_columns, split_values
 from lavis_lite.datasets.annotations.dialogues import read_dialogues
 from lavis_lite.datasets.annotations.layout import Layout
+from lavis_lite.datasets.annotations.readers import KNOWN, Columns, guess_columns, split_values
 from lavis_lite.datasets.annotations.text_files import AUTO, FileFormat
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.builders.chat import ChatConfig
 from lavis_lite.datasets.builders.custom import CustomConfig
-from lavis_lite.datasets.builders.dialogue import ImageDialogueConfig
 from lavis_lite.datasets.builders.images import ImageDatasetConfig
-from lavis_lite.datasets.builders.questions import ImageQAConfig
+from lavis_lite.datasets.builders.questions import ImageDialogueConfig, ImageQAConfig
 from lavis_lite.datasets.files.locate import splits_in
 from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.datasets.shards.scan import needs_index

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from lavis_lite.datasets.annotations.columns import guess_columns
 from lavis_lite.datasets.annotations.delimited import cell_value
-from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
+from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, guess_columns, read_rows
 from lavis_lite.errors import ConfigError, DataError
 
 HEAD = "image\tcaption\n"

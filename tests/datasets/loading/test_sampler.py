@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.loading.loader import EvalBatches, train_loader
+from lavis_lite.datasets.loading.loader import EvalBatches, PendingBatches, train_loader
 from lavis_lite.datasets.loading.sampler import (
     GlobalSampler,
     RankBatches,
@@ -140,12 +140,13 @@ def test_rank_batches_refuse_another_global_batch():
 
 @pytest.mark.parametrize(("size", "batch", "world"), [(10, 4, 1), (10, 4, 2), (10, 3, 4), (2, 4, 4), (0, 4, 2)])
 def test_evaluation_batches_cover_every_row_once(size, batch, world):
-    ranks = [EvalBatches(size, batch, rank, world) for rank in range(world)]
+    ranks = [PendingBatches(EvalBatches(size, batch), (), rank, world) for rank in range(world)]
     assert all(len(list(batches)) == len(batches) for batches in ranks)
     assert sorted(row for batches in ranks for rows in batches for row in rows) == list(range(size))
     assert all(rows == sorted(rows) for batches in ranks for rows in batches)
     if size > batch and world > 1:
         assert next(iter(ranks[1])) == list(range(batch, min(2 * batch, size)))
+    assert EvalBatches(5, 2, [4, 2, 0, 1, 3]) == [[4, 2], [0, 1], [3]]
 
 
 def test_sample_randomness_depends_on_every_part():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lavis_lite.cli.lavis_recipes import counterpart
 from lavis_lite.cli.main import main
 from lavis_lite.config.compose import compose
+from lavis_lite.config.recipes import counterpart
 from tests.test_run_scripts import REPOSITORY, bash, echo_venv  # noqa: F401  (a fixture)
 
 XL, CAPTION, PRETRAIN = "blip2_t5/pretrain_flant5xl", "blip2_opt/caption_coco_opt", "blip2_opt/pretrain_opt2.7b"
