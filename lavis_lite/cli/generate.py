@@ -205,12 +205,7 @@ def answers(chosen: argparse.Namespace, source: ModelSource, settings: dict[str,
             drawn: Mapping[Path, Path]) -> Iterator[tuple[Path, list[str], str | None]]:
     """(path, texts, None) for every picture in order; (path, [], reason) for one that cannot be read.
 
-    Args:
-        chosen: the arguments.
-        source: the model.
-        settings: of its `generate`.
-        paths: of the pictures.
-        drawn: picture -> where its attention is drawn.
+    `settings` are those of the model's `generate`; `drawn`: picture -> where its attention is drawn.
     """
     import torch
 
@@ -307,15 +302,7 @@ def _in_folder(folder: Path, pictures: Sequence[Path]) -> dict[Path, Path]:
 
 
 def draw_attention(model: object, processor: Any, picture: Image.Image, samples: dict[str, Any], target: Path) -> None:
-    """Write the sheet of one picture.
-
-    Args:
-        model: of `generate`.
-        processor: of its images.
-        picture: the original.
-        samples: one sample with the text that was written, as `attention` takes it.
-        target: the file.
-    """
+    """Write the sheet of one picture; `samples` is one sample with the text that was written."""
     from lavis_lite.models.attention import shown
     from lavis_lite.models.protocols import Looker
     from lavis_lite.report.overlay import as_seen, sheet

@@ -254,12 +254,7 @@ TASK_KEYS_OF_LAVIS: dict[str, type | tuple[type, ...]] = {
 
 # sections in which one key names the class that owns the others ------------------------------------------------------
 def settings_of_others(merged: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[str]:
-    """Dotted keys that a connector or processor leaves behind if a layer names another in its place.
-
-    Args:
-        merged: the layers below.
-        content: the layer.
-    """
+    """Dotted keys in the layers below (`merged`) of a connector or processor that a layer puts another in place of."""
     if _names_another(merged, content, ("model", "connector"), "type"):
         yield "model.connector"
     homes = [("preprocess",), *(("datasets", name) for name in _inside(content, ("datasets",)))]

@@ -106,11 +106,7 @@ def archives_of(name: str, cfg: DatasetConfig) -> list[tuple[str, Archive]]:
 def bring(name: str, cfg: DatasetConfig, keep: bool = False, log: Log = print) -> list[str]:
     """Generate or fetch what can be: annotation files, answer lists, archives of media files.
 
-    Args:
-        name: of the section.
-        cfg: the section.
-        keep: keep archives that were unpacked.
-        log: receives lines of progress.
+    Archives that were unpacked are removed, unless they are to be kept.
 
     Returns:
         What could not be fetched, a sentence each.

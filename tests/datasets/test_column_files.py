@@ -222,6 +222,7 @@ def test_parquet_files_of_the_hub(tmp_path):
     (["train", "validation", "test"], {"train": ["train"], "val": ["validation"], "test": ["test"]}),
     (["flickr_test", "flickr_train_0", "flickr_train_1"],
      {"train": ["flickr_train_0", "flickr_train_1"], "test": ["flickr_test"]}),
+    (["captions_train2014", "captions_val2014"], {"train": ["captions_train2014"], "val": ["captions_val2014"]}),
     (["part-0", "part-1"], {"train": ["part-0", "part-1"]}),
     (["data", "test"], {"train": ["data"], "test": ["test"]}),
     (["more", "train", "val"], {"more": ["more"], "train": ["train"], "val": ["val"]}),

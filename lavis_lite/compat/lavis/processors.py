@@ -102,8 +102,13 @@ class PackagedProcessor(BaseProcessor):
     @classmethod
     def from_config(cls, cfg: Any = None) -> Any:
         """Build from a section; keys that LAVIS' class does not read either are left alone."""
-        known = inspect.signature(core.processor.builtin(cls.core_name)).parameters
-        return cls(**{key: value for key, value in (cfg or {}).items() if key in known})
+        return cls(**_taken(core.processor.builtin(cls.core_name), cfg))
+
+
+def _taken(function: Any, cfg: Any) -> dict[str, Any]:
+    """The keys of a section that a function has parameters for."""
+    known = inspect.signature(function).parameters
+    return {key: value for key, value in (cfg or {}).items() if key in known}
 
 
 def of_core(name: str) -> Any:
@@ -171,8 +176,7 @@ class BlipInstructionProcessor(BaseProcessor):
     @classmethod
     def from_config(cls, cfg: Any = None) -> Any:
         """Build from a section."""
-        known = inspect.signature(cls).parameters
-        return cls(**{key: value for key, value in (cfg or {}).items() if key in known})
+        return cls(**_taken(cls, cfg))
 
 
 def load_processor(name: str, cfg: Any = None) -> Any:

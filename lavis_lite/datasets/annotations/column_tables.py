@@ -110,12 +110,7 @@ class ColumnTable(RowTable):
 
 
 def open_columns(files: Sequence[Path], kinds: Sequence[ColumnKind], explode: str | None) -> RowTable | None:
-    """A table over columns if every value of them is usual; None: read the files row by row.
-
-    Args:
-        files: Parquet or Arrow.
-        kinds: see `ColumnKind`.
-        explode: see `read_table`.
+    """A table over columns if every value of them is usual; None: read the files row by row. `explode`: `read_table`.
 
     Raises:
         DataError: a file cannot be read.

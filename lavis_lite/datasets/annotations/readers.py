@@ -43,10 +43,10 @@ COMPANIONS = ("info", "license", "licenses", "categories", "version", "meta", "m
 """members beside the rows that say nothing about single rows"""
 BLOCK = 1024
 """lines that are decoded at once"""
-_PANDAS = " Convert it, for example with: python -c \"import pandas; pandas.{}(...).to_json('rows.jsonl', {})\""
-_EXCEL = _PANDAS.format("read_excel", "orient='records', lines=True")
+_PANDAS = (" Convert it, for example with: python -c \"import pandas; pandas.{}(...).to_json('rows.jsonl', "
+           "orient='records', lines=True)\"")
 _CONVERT = {
-    ".xlsx": _EXCEL, ".xls": _EXCEL, ".pkl": _PANDAS.format("read_pickle", "orient='records', lines=True"),
+    ".xlsx": _PANDAS.format("read_excel"), ".xls": _PANDAS.format("read_excel"), ".pkl": _PANDAS.format("read_pickle"),
     ".tar": " Tars are read by their index: run `python -m lavis_lite data index DIR`, and name their folder DIR."}
 
 

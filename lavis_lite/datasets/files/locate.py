@@ -217,10 +217,10 @@ def splits_in(folder: Path) -> dict[str, list[Path]]:
 
 
 def split_of(stem: str) -> str:
-    """The split that a file's name tells, such as train-00000-of-00002, flickr_test or val; "": none, or several."""
+    """The split that a file's name tells: train-00000-of-00002, flickr_test, val2014; "": no or several."""
     if shard := _SHARD.fullmatch(stem):
         return next((split for split, names in SPLITS.items() if shard[1].lower() in names), shard[1])
-    words = set(re.split(r"[\W_]+", stem.lower()))
+    words = set(re.split(r"[\W\d_]+", stem.lower()))
     found = [split for split, names in SPLITS.items() if words.intersection(names)]
     return found[0] if len(found) == 1 else ""
 

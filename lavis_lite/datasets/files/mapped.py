@@ -168,14 +168,9 @@ def _entry(entry: dict[str, Any], data: int, size: int) -> tuple[Any, tuple[int,
 
 
 class _Blocks:
-    """The checksums of a file's blocks, and which of them this process has checked.
+    """The checksums uint32[blocks] of a file's blocks, and which of them this process has checked.
 
-    Args:
-        path: the file, for messages.
-        content: uint8[bytes] of the file up to the end of its last block.
-        start: of its first block.
-        sums: uint32[blocks].
-        remedy: see `Mapped`.
+    `content` is uint8[bytes], the file up to the end of its last block; the first begins at `start`.
     """
 
     def __init__(self, path: Path, content: Array, start: int, sums: Array, remedy: str = "") -> None:

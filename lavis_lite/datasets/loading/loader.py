@@ -342,11 +342,8 @@ def _settings(run_cfg: RunConfig) -> dict[str, Any]:
     """What both loaders share."""
     ahead = {"prefetch_factor": run_cfg.prefetch_factor} if run_cfg.num_workers else {}
     return {"workers": run_cfg.num_workers, "start_method": run_cfg.worker_start_method,
-            "pin_memory": _on_gpu(run_cfg.device), **ahead}
-
-
-def _on_gpu(device: str) -> bool:
-    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+            "pin_memory": run_cfg.device.startswith("cuda") or run_cfg.device == "auto" and torch.cuda.is_available(),
+            **ahead}
 
 
 def _prepare(worker: int) -> None:

@@ -30,13 +30,7 @@ _OPEN_FILES = 16
 
 # --- reading -------------------------------------------------------------------------------------------------------
 class ShardImages(ImageFolder):
-    """The images of a set of shards, by name, as `ImageFolder` for loose files.
-
-    Args:
-        index: says where each image is.
-        shards: the tars.
-        max_pixels: see `images.load_rgb`.
-    """
+    """The images of a set of shards, by name, as `ImageFolder` for loose files; the index says where each one is."""
 
     def __init__(self, index: ShardIndex, shards: LocalShards | RemoteShards, max_pixels: int = MAX_PIXELS) -> None:
         self.index, self.shards, self.max_pixels = index, shards, max_pixels

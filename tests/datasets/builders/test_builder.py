@@ -94,7 +94,7 @@ def test_an_empty_file_among_several_and_one_that_is_named_twice_are_told(coco_s
         ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
 
 
-@pytest.mark.parametrize("written", ["['a dog', 'two dogs']", '["a dog"]', "['a dog' 'two dogs']"])
+@pytest.mark.parametrize("written", ["['a dog', 'two dogs']", '\n["a dog"]', "['a dog' 'two dogs']"])
 def test_a_list_that_became_one_text_is_refused(coco_section, coco_folder, written):
     """Else a model would learn to write brackets."""
     (coco_folder / "captions_train.json").write_text(json.dumps([{"image": "0.png", "caption": written}]))
