@@ -104,7 +104,8 @@ def refuse_written_list(value: Any) -> None:
 
 def may_be_list(value: Any) -> bool:
     """Whether a value is a text in square brackets."""
-    return isinstance(value, str) and value[:1] in "[ \t\r\n" and value.strip()[:1] == "[" and value.rstrip()[-1:] == "]"
+    begins = isinstance(value, str) and value[:1] in "[ \t\r\n"  # few do, and only these are stripped
+    return begins and value.strip()[:1] == "[" and value.rstrip()[-1:] == "]"
 
 
 def file_name(value: Any) -> str:
