@@ -152,7 +152,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         if training:
             if (most := self.cfg.captions_per_image) is not None:
                 table = table.first_of_each("image", most)
-            return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
+            return self.train_dataset(table, self.kept_features(vis, folder) or folder, vis, text, space=space,
                                       instruction=self.instruction(True))
         return self.eval_dataset(self._with_references(table, split), folder, vis, text,
                                  instruction=self.instruction(False))
@@ -191,10 +191,11 @@ class ImageTextBuilder(BaseDatasetBuilder):
         entry = self.cfg.build_info.annotations.get(self._own(split))
         return entry if entry is not None and self.media == "images" and names_in(entry) is not None else None
 
-    def kept_features(self, vis: Callable[..., Any]) -> FeatureFolder | None:
+    def kept_features(self, vis: Callable[..., Any], images: ImageFolder) -> FeatureFolder | None:
         """What stands in place of the training images, where the section names such."""
         folder = self.cfg.features
-        return open_features(folder, f"datasets.{self.name}", self.cfg.vis_processor.train, vis) if folder else None
+        return open_features(folder, f"datasets.{self.name}", self.cfg.vis_processor.train, vis,
+                             images) if folder else None
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""

@@ -17,6 +17,7 @@ import os
 import random
 import stat
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -190,6 +191,11 @@ def _reason(error: Exception) -> str:
     return f"cannot be decoded ({type(error).__name__}: {error})"
 
 
+Stamp = tuple[int, int, int]
+"""bytes of an image's file, time of its last change in ns (0: it has none of its own), CRC-32"""
+NO_STAMP: Stamp = (0, 0, 0)
+
+
 class ImageFolder:
     """A folder of images; no name leads out of it.
 
@@ -267,12 +273,28 @@ class ImageFolder:
         content = self.embedded(name)
         return (self.path(name), name) if content is None else (content, name[:40])
 
-    def stamp(self, name: str) -> list[int]:
-        """A number that changes with an image, and not with the host: its file's size; none if it has no file."""
+    def stamp(self, name: str) -> Stamp:
+        """What tells an image from what it was before."""
         try:
-            return [] if is_embedded(name) else [self.path(name).stat().st_size]
+            content = self.embedded(name)
+            found = None if content is not None else os.stat(self.path(name))
+            content = self.read(name) if content is None else content
+            return len(content), found.st_mtime_ns if found else 0, zlib.crc32(content)
         except (BadSample, OSError):  # whoever reads it is told
-            return []
+            return NO_STAMP
+
+    def is_still(self, name: str, stamp: Stamp) -> bool:
+        """Whether an image is the one that `stamp` was taken of; True if there is none to compare.
+
+        A file of the same size and time is not read. A copied folder has other times, so there the content counts.
+        """
+        try:
+            found = None if is_embedded(name) else os.stat(self.path(name))
+        except (BadSample, OSError):
+            return True
+        if found is not None and (found.st_size != stamp[0] or found.st_mtime_ns == stamp[1]):
+            return found.st_size == stamp[0]
+        return self.stamp(name)[::2] == stamp[::2]
 
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""
