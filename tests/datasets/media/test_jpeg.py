@@ -134,13 +134,12 @@ def test_a_picture_that_lost_bytes_in_its_middle_is_refused(progressive, tmp_pat
     """Pillow alone shows the rest of it grey, or as noise, without a word."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     data = encoded(noise, progressive=progressive)
-    half = len(data) // 2
-    for broken in (data[:half] + data[-600:], data[:half] + data[-2:]):
-        assert by_pillow(broken, monkeypatch).shape == (64, 64, 3)
-        (tmp_path / "a.jpg").write_bytes(broken)
-        for read in (ImageFolder(tmp_path).load, lambda name: load_rgb(tmp_path / name)):
-            with pytest.raises(BadSample, match=r"a\.jpg: cannot be decoded .*part of the picture is lost: Corrupt JPEG"):
-                read("a.jpg")
+    broken = data[:len(data) // 2] + data[-2:]
+    assert by_pillow(broken, monkeypatch).shape == (64, 64, 3)
+    (tmp_path / "a.jpg").write_bytes(broken)
+    for read in (ImageFolder(tmp_path).load, lambda name: load_rgb(tmp_path / name)):
+        with pytest.raises(BadSample, match=r"a\.jpg: cannot be decoded .*part of the picture is lost: Corrupt JPEG"):
+            read("a.jpg")
 
 
 def test_bombs_are_refused_from_the_header(decoded_directly):
