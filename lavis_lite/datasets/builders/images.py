@@ -299,6 +299,10 @@ class ImageTextBuilder(BaseDatasetBuilder):
     def _media_root(self, annotations: Sequence[Path]) -> Path:
         storage = self._storage()
         if storage is None:
+            if len(folders := {path.parent for path in annotations}) > 1 and not all(map(is_columnar, annotations)):
+                raise DataError(f"datasets.{self.name}: the annotation files of one split are in several folders "
+                                f"({', '.join(sorted(map(str, folders)))}), so where are its {self.media}? Set "
+                                f"build_info.{self.media}.storage.")
             return annotations[0].parent
         prepared = self.root / storage if self.root else None
         return prepared if prepared is not None and prepared.exists() else files.resolve(storage)

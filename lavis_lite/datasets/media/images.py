@@ -6,8 +6,8 @@ are tried (Pillow's PostScript reader would run a program), and a name may not l
 JPEGs are decoded by libjpeg-turbo directly (simplejpeg), with Pillow's settings (accurate DCT, smooth chroma), so that
 the pixels are Pillow's without the way through its image memory. If simplejpeg is not installed, or refuses a file,
 Pillow decodes it. A JPEG that has lost bytes in its middle is refused: only simplejpeg passes libjpeg's warning on, and
-Pillow paints the rest grey. Decoding at 1/2 or 1/4 of the size in the DCT would be faster still, but moves values by up to 14
-grey levels, so it is not done.
+Pillow paints the rest grey. Decoding at 1/2 or 1/4 of the size in the DCT would be faster still, but moves values by up
+to 14 grey levels, so it is not done.
 """
 
 from __future__ import annotations
