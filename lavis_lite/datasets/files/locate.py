@@ -24,7 +24,7 @@ MARKERS = ".unpacked"
 COLUMNAR = (".parquet", ".arrow", ".feather")
 TEXT_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 HASHED, BLOCK = 256, 4096
-"""blocks of an annotation file that are hashed, and bytes of each"""
+"""blocks of a file that are hashed, and bytes of each"""
 SHARD_INDEX = "index.json"
 """of a folder of shards"""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -152,12 +152,12 @@ def annotation_hashes(section: DatasetConfig) -> dict[str, str]:
         for number, name in enumerate(stored if isinstance(stored, list) else [stored], 1):
             path = None if name is None or files.is_url(str(name)) else files.resolve(name)
             if path is not None and path.is_file():
-                hashes[f"content of {split} annotation file {number}"] = _file_hash(path)
+                hashes[f"content of {split} annotation file {number}"] = file_hash(path)
     return hashes
 
 
-def _file_hash(path: Path) -> str:
-    """Size, and a hash of evenly spaced blocks with both ends among them."""
+def file_hash(path: Path) -> str:
+    """Size, and a hash of evenly spaced blocks with both ends among them: at most 1 MB is read."""
     size, digest = path.stat().st_size, hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         for offset in sorted({number * max(0, size - BLOCK) // (HASHED - 1) for number in range(HASHED)}):

@@ -175,6 +175,8 @@ def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str
     index = ShardIndex(fetch_index(names.location, sha256) if names.remote else files.resolve(names.location))
     shards = (RemoteShards(names.location, index.shards) if names.remote else
               LocalShards(files.resolve(names.location), index.shards))
+    if isinstance(shards, LocalShards) and names.names is None:
+        shards.refuse_others()
     if names.names is None and keep is None and fields:
         _refuse_several_splits(index, names.location, key)
     first, count = _chosen(names, index, key)
