@@ -23,6 +23,7 @@ from lavis_lite.datasets.features.cache import FeatureFolder, file_of, refuse_ra
 from lavis_lite.datasets.features.writer import FeatureJob, image_names, write_features
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.processors.video import AlproVideoEval
 
 EVAL = {"name": "blip_image_eval", "image_size": 16}
@@ -170,6 +171,23 @@ def test_another_encoder_or_processor_is_refused(job, coco_section):
         ImageCaptionBuilder("tiny", coco_section).build("train", training=True)
     with pytest.raises(ConfigError, match="features are kept of images, not of videos"):
         refuse_random(AlproVideoEval(), "datasets.clips", {})
+
+
+@pytest.mark.parametrize("changes", [{"layer": -3}, {"layer": [-2, -4]}, {"prefix": "drop"}, {"heads": 4},
+                                     {"norm_eps": 1e-3}])
+def test_an_encoder_of_the_same_weights_that_computes_something_else_is_another(job, changes):
+    """Neither the layers that are read, nor heads, nor an epsilon show in the weights' names and shapes."""
+    def identity(**settings: Any) -> dict[str, Any]:
+        torch.manual_seed(0)
+        shape = {"depth": 4, "width": 32, "heads": 2, "patch_size": 8, "layer": [-2, -3]} | settings
+        return encoder_identity(SimpleNamespace(vision_encoder=VisionEncoder("clip_L", 16, frozen=True, **shape)))
+
+    done = job(facts={"encoder": identity(), "processor": dict(EVAL)})
+    write_features(done, log=quiet)
+    kept = FeatureFolder(done.out)
+    kept.check_encoder(identity())
+    with pytest.raises(ConfigError, match="another vision encoder"):
+        kept.check_encoder(identity(**changes))
 
 
 def test_bad_images_stop_the_job_or_are_left_out(job, coco_folder):
