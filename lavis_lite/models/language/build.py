@@ -242,16 +242,17 @@ def _add_words(model: Any, count: int) -> None:
 
 
 def _read(kind: Any, folder: str, dtype: torch.dtype, setup: LMLoadOptions) -> Any:
-    if setup.quantization is None:
-        with _silent_about_ties(), _bar_for_people():
+    with _silent_about_ties(), _bar_for_people():
+        if setup.quantization is None:
             found, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-        _refuse_partial(found, folder, info)
-        return found
-    from lavis_lite.process.launch import launch_from_environment  # only quantised weights go to a GPU here
+        else:
+            from lavis_lite.process.launch import launch_from_environment  # only quantised weights go to a GPU here
 
-    local = launch_from_environment().local_rank
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    return read_quantised(kind, folder, setup.quantization, dtype, device)
+            local = launch_from_environment().local_rank
+            device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+            found, info = read_quantised(kind, folder, setup.quantization, dtype, device)
+    _refuse_partial(found, folder, info)
+    return found
 
 
 def _refuse_partial(model: nn.Module, folder: str, info: Mapping[str, Iterable[str]]) -> None:
@@ -311,7 +312,7 @@ def quantization_config(bits: Quantization, dtype: torch.dtype) -> Any:
 
 
 def read_quantised(kind: Any, folder: str, bits: Quantization, dtype: torch.dtype, device: torch.device) -> Any:
-    """A transformers model of class `kind` with quantised weights, on `device`.
+    """(a transformers model of class `kind` with quantised weights, on `device`; what it tells of the loading).
 
     Raises:
         ConfigError: bitsandbytes is too old, or cannot compute on the devices here.
@@ -319,7 +320,7 @@ def read_quantised(kind: Any, folder: str, bits: Quantization, dtype: torch.dtyp
     """
     try:
         return kind.from_pretrained(folder, dtype=dtype, quantization_config=quantization_config(bits, dtype),
-                                    device_map={"": str(device)})
+                                    device_map={"": str(device)}, output_loading_info=True)
     except (ImportError, RuntimeError) as error:
         raise ConfigError(f"model.llm_quantization: {bits} does not work here: {str(error).splitlines()[0]} Set "
                           "model.llm_quantization=null, or update with pip install -U 'lavis_lite[quant]'.") from error
