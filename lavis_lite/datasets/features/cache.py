@@ -64,9 +64,8 @@ class FeatureFolder(ImageFolder):
             BadSample: there is none for this image, its bytes are damaged, or the image has changed since.
             DataError: the file of names is damaged.
         """
-        wanted = np.uint64(name_hash(name))
-        index = self._hash.search(wanted)
-        if index == len(self._hash) or self._hash[index] != wanted:
+        index = self._hash.find(np.uint64(name_hash(name)))
+        if index is None:
             raise BadSample(name, f"has no features in {self.root}; run {COMMAND} again to add what is new")
         if self.images is not None and not self.images.is_still(name, tuple(self._stamp[index].tolist())):
             raise BadSample(name, f"has changed since its features in {self.root} were made; run {COMMAND} again")

@@ -172,8 +172,9 @@ def was_unpacked_into(folder: Path) -> bool:
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
-SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
-"""split -> names that folders and files have for it"""
+SPLITS = {"train": ("train", "training", "restval"), "val": ("val", "valid", "validation", "dev"),
+          "test": ("test", "testing")}
+"""split -> its usual names: of folders, files, and values of a column; restval is Karpathy's, and is trained on"""
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 """stem of one of several files of a split, as the Hugging Face hub has them"""
 _WORDS = re.compile(r"[\W\d_]+")
