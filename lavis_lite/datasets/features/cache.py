@@ -2,7 +2,7 @@
 
     DIR/manifest.json                 which encoder, weights and processor; without it nothing is used
     DIR/features-000000.safetensors   features dtype[K, P, Dv] of K images, and the hashes of their names
-    DIR/names.safetensors             name -> file, row and the image's stamp, mapped
+    DIR/names.safetensors             file, row and stamp of each image
 
 Exact if the processor has nothing random: then an image always gives the same features. An image that has changed since
 is refused when training asks for its features. Images that are not there are not compared.
@@ -61,7 +61,7 @@ class FeatureFolder(ImageFolder):
         """float[P, Dv] in the dtype that was kept.
 
         Raises:
-            BadSample: there is none for this image, its bytes are damaged, or the image has changed since.
+            BadSample: the folder lacks the image, its bytes are damaged, or the image has changed since.
             DataError: the file of names is damaged.
         """
         index = self._hash.find(np.uint64(name_hash(name)))

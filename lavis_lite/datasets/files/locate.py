@@ -184,8 +184,8 @@ _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 def table_files(folder: Path) -> list[Path]:
     """The annotation files of one split in a folder; [] if it holds none.
 
-    They are those of a saved data set (`state.json`), the metadata file of an imagefolder, all Parquet files, or text
-    files with the usual names of splits.
+    They are those of a saved data set (`state.json`), the metadata of an imagefolder, all Parquet files, or text files
+    named by their splits.
 
     Raises:
         DataError: a saved data set lists no files; or the folder holds several splits, or files of several kinds.
@@ -239,7 +239,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    """The files of a folder whose names tell a split and are alike otherwise, or its only file; no shards' own.
+    """Files of a folder named by their split and alike otherwise, or its only file; no shards' own.
 
     Raises:
         DataError: there are several kinds of names, and not one of captions.

@@ -78,7 +78,7 @@ class ShardImages(ImageFolder):
         return super().stamp(name) if found is None else (found.size, 0, found.crc)
 
     def is_still(self, name: str, stamp: Stamp) -> bool:
-        """Whether an image is the one that `stamp` was taken of; True if there is none to compare."""
+        """Whether an image is still the one of `stamp`; True if it cannot be compared."""
         return self.stamp(name) in (stamp, NO_STAMP)
 
     def _find(self, name: str) -> Location:
