@@ -121,8 +121,8 @@ class ImageQABuilder(ImageTextBuilder):
         folder = self.with_arrays(folder)
         instruction = instruction or self.default_instruction(training, self.multiple_choice(table))
         if training:
-            return QADataset(table, self.kept_features(vis) or folder, vis, text, instruction, space, self.cfg.learn,
-                             self.extras())
+            return QADataset(table, self.kept_features(vis, folder) or folder, vis, text, instruction, space,
+                             self.cfg.learn, self.extras())
         return self.eval_dataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(),
                                  self.cfg.learn, self.extras(), self.multiple_choice(table))
 

@@ -40,12 +40,13 @@ def name_hash(name: str) -> int:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar."""
+    """One tar; `content` is its `file_hash`, which indexes of earlier versions lack."""
 
     name: str
     bytes: int
     samples: int
     sha256: str
+    content: str = ""
 
 
 class Location(NamedTuple):
