@@ -38,11 +38,7 @@ class IdsOnly:
 
 
 class LossFromIds(nn.Module):
-    """`Blip2LLM.forward` without tokenisation.
-
-    Args:
-        model: a stage-2 model.
-    """
+    """`Blip2LLM.forward` of a stage-2 model without tokenisation."""
 
     def __init__(self, model: Blip2LLM) -> None:
         super().__init__()

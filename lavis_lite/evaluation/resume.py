@@ -132,11 +132,7 @@ class EvalProgress(ProgressHandle):
         return self._stop_code()
 
     def stop_if_requested(self) -> None:
-        """Leave the evaluation if a signal asked any rank to stop. Collective.
-
-        Raises:
-            EvaluationStopped: on all ranks.
-        """
+        """Raise EvaluationStopped on all ranks if a signal asked any rank to stop. Collective."""
         if code := max(distributed.all_gather_object(self.stop_requested())):
             written = self.checkpoint.paths() if self.writable else []
             raise EvaluationStopped(code, f"what is finished is kept in {written[0].parent}" if written else "")
