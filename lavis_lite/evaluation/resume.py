@@ -304,15 +304,7 @@ def is_busy(path: Path) -> bool:
 
 # --- the fingerprint --------------------------------------------------------------------------------------------------
 def eval_fingerprint(cfg: Config, model: nn.Module, dataset: str, samples: int, **facts: Any) -> Fingerprint:
-    """Everything that the rows of an evaluation depend on: configuration, weights and annotation files.
-
-    Args:
-        cfg: the whole configuration.
-        model: its weights are hashed.
-        dataset: name of the data set that is evaluated.
-        samples: number of its samples.
-        facts: more plain values, such as the split and the precision.
-    """
+    """All that the rows of an evaluation depend on: configuration, weights, annotation files and more `facts`."""
     section = cfg.datasets.get(dataset)
     return {**config_fingerprint(cfg, dataset), **(annotation_hashes(section) if section else {}),
             "number of samples": samples, "weights": weights_hash(model),

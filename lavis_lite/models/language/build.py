@@ -312,7 +312,7 @@ def quantization_config(bits: Quantization, dtype: torch.dtype) -> Any:
 
 
 def read_quantised(kind: Any, folder: str, bits: Quantization, dtype: torch.dtype, device: torch.device) -> Any:
-    """(a transformers model of class `kind` with quantised weights on `device`, names of missing and unexpected tensors).
+    """(a transformers model of class `kind` with quantised weights on `device`, names of missing and other tensors).
 
     Raises:
         ConfigError: bitsandbytes is too old, or cannot compute on the devices here.
