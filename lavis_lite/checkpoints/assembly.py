@@ -113,13 +113,7 @@ def _require(source: WeightSource, path: Path | None, parts: set[str], count: in
 
 
 def differing_sources(model: nn.Module, record: WeightRecord, absent: Iterable[str]) -> Iterator[str]:
-    """A clause on each source of what a checkpoint lacks that is not the one that it was trained with.
-
-    Args:
-        model: with its weights.
-        record: of the checkpoint.
-        absent: names of the model that the checkpoint does not have.
-    """
+    """A clause on each source of the tensors `absent` in a checkpoint that is another one than its record names."""
     now: dict[str, dict[str, WeightSource]] = {}
     sources = sources_of(model)
     for name in absent:

@@ -130,17 +130,7 @@ class Evaluator:
         return _merged(scores)
 
     def write(self, split: str, step: int, scores: Mapping[str, float], weights: str) -> str:
-        """Log and write the results of the split that was evaluated last. Rank 0 only.
-
-        Args:
-            split: its name.
-            step: of the weights.
-            scores: what `split` returned.
-            weights: the source of the weights, in one line; "": unknown.
-
-        Returns:
-            Why scores or predictions could not be written; "" if they were.
-        """
+        """Log and write the results of the newest split; why that cannot be done, or "". Rank 0 only."""
         problem = unscored = ""
         try:
             write_result(self.run_dir, split, step, scores, weights)

@@ -54,15 +54,7 @@ def overlay(picture: Image.Image, values: Map, most: float | None = None) -> Ima
 
 def sheet(picture: Image.Image, words: Sequence[str], maps: Map, tile: int = TILE,
           per_row: int = PER_ROW) -> Image.Image:
-    """The picture, and one overlay for each word, side by side with the words below.
-
-    Args:
-        picture: as the model sees it.
-        words: W texts.
-        maps: float[W,h,w].
-        tile: pixels of the longer side of each.
-        per_row: most pictures side by side.
-    """
+    """The picture, and one overlay for each of W words by maps float[W,h,w], side by side with the words below."""
     scale = tile / max(picture.size)
     size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
     large = to_rgb(picture).resize(size, Image.Resampling.BICUBIC)

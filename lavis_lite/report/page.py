@@ -31,7 +31,7 @@ from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, decode_rgb
 from lavis_lite.errors import DataError
 from lavis_lite.io import atomic
 from lavis_lite.processors.image import to_rgb
-from lavis_lite.report.sample import Candidate, Picture, ReportSample
+from lavis_lite.report.sample import Candidate, Picture, ReportSample, finite
 
 # --- thumbnails -------------------------------------------------------------------------------------------------------
 BUDGET = 36 * 2**20
@@ -379,8 +379,3 @@ def filled(template: str, parts: Mapping[str, str]) -> str:
         name, _, rest = piece.partition("}}")
         out += [parts[name], rest]
     return "".join(out)
-
-
-def finite(value: float) -> float | None:
-    """The number; None for NaN and infinity, which JSON does not have."""
-    return float(value) if math.isfinite(value) else None

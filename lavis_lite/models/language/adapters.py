@@ -121,16 +121,7 @@ def adapter_state(language_model: LanguageModel) -> dict[str, Tensor]:
 
 
 def save_adapters(language_model: LanguageModel, folder: Path, base: str = "") -> None:
-    """Write adapters as a folder that `peft.PeftModel.from_pretrained(model, folder)` loads onto the bare model.
-
-    Args:
-        language_model: with adapters.
-        folder: made if need be.
-        base: folder or hub name of the model they belong to.
-
-    Raises:
-        ConfigError: it has no adapters.
-    """
+    """Write adapters for `peft.PeftModel.from_pretrained(model, folder)`. Raises ConfigError if it has none."""
     state = adapter_state(language_model)
     configs: dict[str, Any] = getattr(language_model.model, "peft_config", {})
     if ADAPTER not in configs or not state:
