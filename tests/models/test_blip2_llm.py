@@ -113,7 +113,7 @@ def test_an_evaluation_computes_no_padding_between_instructions() -> None:
     words = sum(len(text.split()) + 2 for text in CAPTIONS)  # with [CLS] and [SEP]
     assert widths == [[2 * words]] * (len(widths) - 1) + [[]]
     tokens = model.tokenize(CAPTIONS)
-    padded = TextTokens(tokens.ids, tokens.mask)  # of lengths that the host does not know
+    padded = TextTokens(tokens.ids, tokens.mask)  # of lengths that the host does not know, where shapes are to be few
     for training in (False, True):  # this model has no dropout
         model.train(training)
         torch.testing.assert_close(model.language_projection(found), model.embed_tokens(video, padded))
