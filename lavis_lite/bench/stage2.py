@@ -38,22 +38,14 @@ class IdsOnly:
 
 
 class LossFromIds(nn.Module):
-    """`Blip2LLM.forward` without tokenisation.
-
-    Args:
-        model: a stage-2 model.
-    """
+    """`Blip2LLM.forward` of a stage-2 model without tokenisation."""
 
     def __init__(self, model: Blip2LLM) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, samples: Mapping[str, Any]) -> Tensor:
-        """Mean loss of the learned tokens.
-
-        Args:
-            samples: image float[B,3,H,W]; `before` and `after`, B rows of ids that are read and that are learned.
-        """
+        """Mean loss of image float[B,3,H,W] and B rows of ids: `before` is read, `after` is learned."""
         soft_prompt = self.model.embed_tokens(samples["image"], instructions(self.model, samples["before"]), None)
         return self.model.language_model.row_losses(soft_prompt, samples["before"], samples["after"]).mean()
 

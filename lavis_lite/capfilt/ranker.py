@@ -36,12 +36,7 @@ class Ranker(Protocol):
 
 
 def grouped(image: Tensor, text: Tensor, counts: Sequence[int]) -> list[list[float]]:
-    """Highest similarity of each text with any feature of its image.
-
-    Args:
-        image: float[B, Q, D], unit length. text: float[N, D], unit length, N = sum(counts).
-        counts: texts of each image, in order.
-    """
+    """Highest similarity of texts float[N,D] with any feature of their images float[B,Q,D], all of unit length."""
     owner = torch.repeat_interleave(torch.arange(len(counts), device=image.device),
                                     torch.tensor(counts, device=image.device))
     similarity = (image[owner].double() @ text.double()[:, :, None])[..., 0].amax(1)
@@ -87,11 +82,7 @@ def _embeds(features: Tensor | BaseModelOutputWithPooling) -> Tensor:
 
 @one_at_a_time
 def load_clip(name: str, device: torch.device) -> ClipRanker:
-    """A CLIP model by its folder or hub name.
-
-    Raises:
-        ConfigError: the model is missing, cannot be fetched, or is not a CLIP model.
-    """
+    """A CLIP model by its folder or hub name. Raises ConfigError if it is missing, not a CLIP model or not whole."""
     ensure_torchvision()
     from transformers import CLIPModel, CLIPProcessor
 

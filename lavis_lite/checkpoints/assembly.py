@@ -113,13 +113,7 @@ def _require(source: WeightSource, path: Path | None, parts: set[str], count: in
 
 
 def differing_sources(model: nn.Module, record: WeightRecord, absent: Iterable[str]) -> Iterator[str]:
-    """A clause on each source of what a checkpoint lacks that is not the one that it was trained with.
-
-    Args:
-        model: with its weights.
-        record: of the checkpoint.
-        absent: names of the model that the checkpoint does not have.
-    """
+    """A clause on each source of the tensors `absent` in a checkpoint that is another one than its record names."""
     now: dict[str, dict[str, WeightSource]] = {}
     sources = sources_of(model)
     for name in absent:
@@ -132,17 +126,7 @@ def differing_sources(model: nn.Module, record: WeightRecord, absent: Iterable[s
 
 
 def refuse_other_sources(model: BaseModel, stored: Any, given: Container[str], checkpoint: Path) -> None:
-    """Refuse to resume a run with other frozen weights than it began with.
-
-    Args:
-        model: with its weights; one without a record is not asked.
-        stored: the record in the checkpoint's manifest; None: it has none.
-        given: names that the checkpoint has.
-        checkpoint: the run's.
-
-    Raises:
-        CheckpointError: naming the part, what it was and what it is.
-    """
+    """Raise a CheckpointError if a resumed run has other frozen weights than its manifest's record `stored` names."""
     if stored is None or not model.weight_record.sources:
         return
     record = WeightRecord.from_dict(stored, f"{checkpoint}: weights")

@@ -15,11 +15,7 @@ from lavis_lite.models.blip2.stage1 import Blip2Qformer
 
 
 class ImageFeatures(nn.Module):
-    """float[B, 3, H, W] -> unit vectors of ITC, float[B, Q, E].
-
-    Args:
-        model: a stage-1 model, in eval mode.
-    """
+    """A stage-1 model in eval mode as float[B, 3, H, W] -> unit vectors of ITC, float[B, Q, E]."""
 
     def __init__(self, model: Blip2Qformer) -> None:
         super().__init__()

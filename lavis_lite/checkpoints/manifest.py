@@ -71,11 +71,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint folder, proved by its own seal.
-
-    Raises:
-        CheckpointError: missing, unreadable, altered, of a later format, or not a manifest of this package.
-    """
+    """The manifest of a checkpoint folder, proved by its seal. Raises CheckpointError if it is missing or damaged."""
     path = Path(folder) / MANIFEST
     try:
         facts = atomic.read_sealed(path)
@@ -121,11 +117,7 @@ def _is_of_a_hook(path: Path) -> bool:
 
 
 def prove(path: Path) -> None:
-    """Check the weights of a run's checkpoint against the manifest beside them; other files have none.
-
-    Raises:
-        CheckpointError: the file or the manifest is damaged.
-    """
+    """Raise a CheckpointError if a run's weights are not those of the manifest beside them; other files have none."""
     if path.is_dir() or not is_of_a_run(path):
         return
     error = file_fault(path, read_manifest(path.parent).files[path.name])
@@ -191,11 +183,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def shards_of(index: Path) -> dict[str, str]:
-    """Name of each tensor -> name of the file beside the index that has it.
-
-    Raises:
-        CheckpointError: it is not an index of shards.
-    """
+    """Name of each tensor -> name of the file beside the index. Raises CheckpointError if it is no index of shards."""
     try:
         return {name: Path(file).name for name, file in json.loads(index.read_bytes())["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -212,11 +200,7 @@ def reading_safetensors(path: Path) -> Iterator[None]:
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
-    """The texts in the header of a .safetensors file; empty for other files, or if there is no file.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
+    """The texts in the header of a .safetensors file; empty for others. Raises CheckpointError if it is damaged."""
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     with reading_safetensors(path), safe_open(path, "pt") as content:
@@ -224,11 +208,7 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
 
 
 def json_object(content: str | bytes, where: str | Path) -> dict[str, Any]:
-    """A JSON text that must be an object; `where` is what messages call it.
-
-    Raises:
-        CheckpointError: it is not.
-    """
+    """A JSON text that must be an object; `where` is what messages call it. Raises CheckpointError if it is not."""
     try:
         found = json.loads(content)
     except ValueError as error:
@@ -255,24 +235,13 @@ def _hash_file(path: Path, size: int, changed: int) -> str:
 
 
 def stored_record(path: str | Path) -> WeightRecord | None:
-    """Where the weights of a checkpoint's model came from before its run; None: not recorded.
-
-    Raises:
-        CheckpointError: what is recorded is not a weight record.
-    """
+    """Where a checkpoint's weights came from before its run; None: not recorded. Raises CheckpointError if damaged."""
     content = _stored(Path(path)).get(RECORD)
     return None if content is None else WeightRecord.from_dict(content, f"{path}: {RECORD}")
 
 
 def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
-    """The source that a file or folder is, for `mark_loaded`.
-
-    Args:
-        kind: what it is read as.
-        name: as a YAML names it; a run's checkpoint is called by its path, as a run's folder stands for another one
-            later.
-        path: where it is.
-    """
+    """The source that a file is, for `mark_loaded`. A run's goes by its path: its name may mean a later one."""
     if kind != "checkpoint":
         return WeightSource("", kind, name, str(path), sha256=hash_of(path))
     record, step = stored_record(path), _stored(Path(path)).get("step")
@@ -346,11 +315,7 @@ def best_or_last(run_dir: Path) -> tuple[Path, str]:
 
 
 def _best(run_dir: Path) -> tuple[Path, str] | None:
-    """What best.json says; None if there is no such file.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+    """What best.json says; None if there is no such file. Raises CheckpointError if it cannot be read."""
     path = run_dir / "checkpoints" / "best.json"
     if not path.is_file():
         return None

@@ -130,17 +130,7 @@ class Evaluator:
         return _merged(scores)
 
     def write(self, split: str, step: int, scores: Mapping[str, float], weights: str) -> str:
-        """Log and write the results of the split that was evaluated last. Rank 0 only.
-
-        Args:
-            split: its name.
-            step: of the weights.
-            scores: what `split` returned.
-            weights: the source of the weights, in one line; "": unknown.
-
-        Returns:
-            Why scores or predictions could not be written; "" if they were.
-        """
+        """Log and write the results of the newest split; why that cannot be done, or "". Rank 0 only."""
         problem = unscored = ""
         try:
             write_result(self.run_dir, split, step, scores, weights)
@@ -258,11 +248,7 @@ class Evaluator:
 
 
 def check_splits(datasets: Datasets, splits: Sequence[str], key: str) -> None:
-    """Refuse splits that no data set has.
-
-    Raises:
-        ConfigError: names the key of the run section and the nearest split.
-    """
+    """Raise a ConfigError for a split that no data set has, with the key of the run section and the nearest split."""
     present = {split for parts in datasets.values() for split in parts}
     for split in splits:
         if split not in present:
@@ -270,11 +256,7 @@ def check_splits(datasets: Datasets, splits: Sequence[str], key: str) -> None:
 
 
 def check_ids(task: str, rows: list[Row]) -> None:
-    """Check that each row names its sample.
-
-    Raises:
-        ContractError: a row without `id`.
-    """
+    """Raise a ContractError if a row does not name its sample by `id`."""
     for row in rows:
         if "id" not in row:
             raise ContractError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the "
@@ -283,11 +265,7 @@ def check_ids(task: str, rows: list[Row]) -> None:
 
 
 def gathered(rows: list[Row]) -> list[Row]:
-    """The rows of all ranks, sorted by id, numbers before names. Collective.
-
-    Raises:
-        DataError: two rows have the same id.
-    """
+    """The rows of all ranks, sorted by id, numbers before names. Collective. Raises DataError if an id occurs twice."""
     every = [row for part in distributed.all_gather_object(rows) for row in part]
     every.sort(key=lambda row: (isinstance(row["id"], str), row["id"]))
     for one, two in zip(every, every[1:], strict=False):

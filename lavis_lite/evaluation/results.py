@@ -19,10 +19,10 @@ from typing import Any
 
 from lavis_lite.config.schema import Config
 from lavis_lite.io import atomic, disk
-from lavis_lite.report.sample import ReportSample
+from lavis_lite.report.sample import ReportSample, finite
 from lavis_lite.tasks.base import Row
 from lavis_lite.tasks.config import Submission, lines
-from lavis_lite.tracking.tracker import Panels, panels, read
+from lavis_lite.tracking.tracker import panels, read
 
 Predictions = Mapping[str, list[Row] | Submission]
 """data set -> predictions of the split"""
@@ -42,15 +42,7 @@ class Evaluation:
 
 
 def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float], weights: str = "") -> Path:
-    """Write the scores of a split and return the file's path.
-
-    Args:
-        run_dir: folder of the run.
-        split: that was evaluated.
-        step: of the weights.
-        scores: by name.
-        weights: the source of the weights, in one line; "": unknown.
-    """
+    """Write the scores of a split, and the source of the weights in one line ("": unknown); returns the file's path."""
     path = Path(run_dir) / "results" / f"{split}_step{step}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {"weights": weights} if weights else {}
@@ -95,8 +87,6 @@ def where_unscored(scores: Mapping[str, float], predictions: Predictions, paths:
 
 def write_samples(path: Path, split: str, step: int, dataset: str, evaluation: Evaluation) -> None:
     """Write all facts of the samples except their pictures, one sample a line."""
-    from lavis_lite.report.page import finite
-
     head = {"split": split, "step": step, "dataset": dataset,
             "metrics": {name: finite(value) for name, value in evaluation.scores.items()}}
     rows = ",\n".join(json.dumps(sample_row(sample), allow_nan=False) for sample in evaluation.samples)
@@ -105,8 +95,6 @@ def write_samples(path: Path, split: str, step: int, dataset: str, evaluation: E
 
 def sample_row(sample: ReportSample) -> dict[str, Any]:
     """A sample's entry in the samples file: everything but pictures and candidates."""
-    from lavis_lite.report.page import finite
-
     row: dict[str, Any] = {"id": sample.id, "scores": {name: finite(value) for name, value in sample.scores.items()}}
     prediction = sample.prediction if sample.prediction or sample.rank is None else None
     named = {"right": sample.right, "rank": sample.rank, "group": sample.group or None,
@@ -120,19 +108,10 @@ def write_reports(cfg: Config, run_dir: Path, split: str, step: int, reports: Ma
     """Write the samples of each data set and, if `run.report` is true, its page; return the pages.
 
     A page that cannot be written is reported and stops nothing: scores and predictions are on the disk already.
-
-    Args:
-        cfg: the whole configuration.
-        run_dir: folder of the run.
-        split: that was evaluated.
-        step: of the weights.
-        reports: samples and scores by data set.
-        weights: the source of the weights, in one line; "": unknown.
-        log: receives messages for the user.
     """
     from lavis_lite.report.page import make_newest, write_report
 
-    folder, pages = Path(run_dir) / "results", []
+    folder, training, pages = Path(run_dir) / "results", Path(run_dir) / "log.jsonl", []
     for name, evaluation in reports.items():
         middle = f"_{name}" if len(reports) > 1 else ""
         others = {other: f"{split}_{other}_report.html" for other in reports if other != name}
@@ -141,18 +120,14 @@ def write_reports(cfg: Config, run_dir: Path, split: str, step: int, reports: Ma
             if not cfg.run.report:
                 continue
             page = write_report(folder / f"{split}{middle}_report.html", f"{name} · {split}", evaluation.scores,
-                                evaluation.samples, curves=_training_curves(run_dir), most=cfg.run.report_samples,
-                                facts=page_facts(cfg, Path(run_dir), step, weights), others=others)
+                                evaluation.samples, curves=panels(read(training)) if training.exists() else {},
+                                facts=page_facts(cfg, Path(run_dir), step, weights), others=others,
+                                most=cfg.run.report_samples)
             pages.append(page)
             make_newest(page)
         except OSError as error:
             log(disk.cannot_write(folder, error, what=f"the report of {split}"))
     return pages
-
-
-def _training_curves(run_dir: Path) -> Panels:
-    log = Path(run_dir) / "log.jsonl"
-    return panels(read(log)) if log.exists() else {}
 
 
 def page_facts(cfg: Config, run_dir: Path, step: int, weights: str) -> dict[str, str]:

@@ -132,11 +132,7 @@ class EvalProgress(ProgressHandle):
         return self._stop_code()
 
     def stop_if_requested(self) -> None:
-        """Leave the evaluation if a signal asked any rank to stop. Collective.
-
-        Raises:
-            EvaluationStopped: on all ranks.
-        """
+        """Raise EvaluationStopped on all ranks if a signal asked any rank to stop. Collective."""
         if code := max(distributed.all_gather_object(self.stop_requested())):
             written = self.checkpoint.paths() if self.writable else []
             raise EvaluationStopped(code, f"what is finished is kept in {written[0].parent}" if written else "")
@@ -308,15 +304,7 @@ def is_busy(path: Path) -> bool:
 
 # --- the fingerprint --------------------------------------------------------------------------------------------------
 def eval_fingerprint(cfg: Config, model: nn.Module, dataset: str, samples: int, **facts: Any) -> Fingerprint:
-    """Everything that the rows of an evaluation depend on: configuration, weights and annotation files.
-
-    Args:
-        cfg: the whole configuration.
-        model: its weights are hashed.
-        dataset: name of the data set that is evaluated.
-        samples: number of its samples.
-        facts: more plain values, such as the split and the precision.
-    """
+    """All that the rows of an evaluation depend on: configuration, weights, annotation files and more `facts`."""
     section = cfg.datasets.get(dataset)
     return {**config_fingerprint(cfg, dataset), **(annotation_hashes(section) if section else {}),
             "number of samples": samples, "weights": weights_hash(model),

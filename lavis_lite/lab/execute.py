@@ -38,15 +38,7 @@ Command = Callable[[Sequence[str]], int]
 
 def run(cells: Mapping[Cell, Mapping[str, Job]], write_features: WriteFeatures, command: Command, at_once: int = 1,
         log: Log = print) -> None:
-    """Run every job without a record, those first that others start from.
-
-    Args:
-        cells: from `plan`.
-        write_features: writes the features that trainings share.
-        command: runs a command of the package.
-        at_once: jobs at a time, each in a process of its own.
-        log: receives a line per job.
-    """
+    """Run all jobs of a plan that have no record, those first that others start from, `at_once` at a time."""
     jobs = unique(cells)
     left = [job for job in jobs if not job.finished]
     log(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished")

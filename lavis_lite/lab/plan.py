@@ -12,7 +12,6 @@ import lavis_lite
 from lavis_lite.checkpoints.weights import packaged, packaged_names, required_weights
 from lavis_lite.config.compose import Composition, compose, to_yaml
 from lavis_lite.config.recipes import find_recipe, unknown_recipe
-from lavis_lite.config.schema import ModelConfig
 from lavis_lite.errors import ErrorList
 from lavis_lite.io import atomic
 from lavis_lite.lab.ablation import Ablation, Step, as_option
@@ -126,11 +125,7 @@ def _curve_errors(step: Step, of: Job | None) -> list[str]:
 
 
 def _file(recipe: str) -> Path:
-    """A file, or a recipe of the package.
-
-    Raises:
-        ConfigError: it is neither; names the nearest recipe.
-    """
+    """A file, or a recipe of the package. Raises ConfigError, with the nearest recipe, if it is neither."""
     if Path(recipe).is_file():
         return Path(recipe)
     found = find_recipe(recipe)
@@ -158,20 +153,12 @@ def _placed(job: Job, out: Path) -> tuple[Job, list[str]]:
     """
     composition = job.composition()
     errors = check(composition) or [f"missing: {need}" for need in missing(composition.config) if str(out) not in need]
-    facts = [lavis_lite.__version__, to_yaml(composition), str(job.of), job.every, *job.command,
-             *(_weights_here() if job.command else _packaged_weights(composition.config.model))]
+    # other weights make another run: a command may read any of the package's, a training those that it starts from
+    used = map(packaged, packaged_names()) if job.command else (
+        need.local() for need in required_weights(composition.config.model) if need.value.split("/")[0] == "mini")
+    facts = [lavis_lite.__version__, to_yaml(composition), str(job.of), job.every, *job.command, *_checksums(used)]
     name = f"{job.step}_seed{job.seed}_{_digest(json.dumps(facts).replace(str(out), ''))}"
     return replace(job, folder=out / "runs" / name), errors
-
-
-def _packaged_weights(section: ModelConfig) -> list[str]:
-    """Checksums of the package's own weights that a model starts from: other weights make another run."""
-    return _checksums(need.local() for need in required_weights(section) if need.value.split("/")[0] == "mini")
-
-
-def _weights_here() -> list[str]:
-    """Checksums of all weights of the package: a command may read any of them."""
-    return _checksums(map(packaged, packaged_names()))
 
 
 def _checksums(paths: Iterable[Path | None]) -> list[str]:

@@ -29,11 +29,7 @@ MISSED = torch.iinfo(torch.int64).max
 
 
 def as_lists(positives: Positives) -> list[list[int]]:
-    """`positives` with one list per query, in the order of the query indices.
-
-    Raises:
-        DataError: an index is missing.
-    """
+    """`positives`, one list per query in the order of the indices. Raises DataError if an index is missing."""
     items = positives.items() if isinstance(positives, Mapping) else enumerate(positives)
     by_query = {int(query): [found] if isinstance(found, int) else [int(one) for one in found]
                 for query, found in items}
@@ -50,15 +46,7 @@ def without_nan(scores: Tensor) -> Tensor:
 
 
 def ranks_from_scores(scores: Tensor, positives: Positives) -> Tensor:
-    """Number of candidates before the best right one.
-
-    Args:
-        scores: float[N, M], a row per query.
-        positives: the right candidates of each query; a query without any has the rank MISSED.
-
-    Returns:
-        int64[N]; 0 means the right candidate came first.
-    """
+    """Candidates before the best right one by scores float[N, M]: int64[N]; MISSED for a query without a right one."""
     scores = without_nan(scores)
     ranks = torch.full((len(scores),), MISSED)
     for query, found in enumerate(as_lists(positives)):
@@ -75,15 +63,7 @@ def _best(row: Tensor, found: Sequence[int]) -> int:
 
 
 def ranks_from_candidates(candidates: Tensor, positives: Positives) -> Tensor:
-    """Position of the first right candidate in each query's ordered list.
-
-    Args:
-        candidates: int64[N, K], best first, by index.
-        positives: the right candidates of each query.
-
-    Returns:
-        int64[N]; MISSED if none of the K is right.
-    """
+    """Position of the first right one of candidates int64[N, K], best first: int64[N]; MISSED if all are wrong."""
     ranks = torch.full((len(candidates),), MISSED)
     for query, found in enumerate(as_lists(positives)):
         hits = torch.isin(candidates[query], torch.tensor(found, dtype=candidates.dtype)).nonzero()
@@ -93,11 +73,7 @@ def ranks_from_candidates(candidates: Tensor, positives: Positives) -> Tensor:
 
 
 def recall_at(ranks: Tensor, k: int) -> float:
-    """Share of queries with a rank below k, in [0, 1].
-
-    Raises:
-        ValueError: there is no query.
-    """
+    """Share of queries with a rank below k, in [0, 1]. Raises ValueError if there is no query."""
     if not len(ranks):
         raise ValueError("recall of no queries is not defined")
     return float((ranks < k).double().mean())

@@ -121,11 +121,7 @@ def of_features(weights: Tensor, module: nn.Module, features: int) -> Tensor:
 
 
 def grid_of(model: Any) -> tuple[int, int]:
-    """Rows and columns of patches of a model's vision encoder.
-
-    Raises:
-        ConfigError: its features are no grid of patches.
-    """
+    """Rows and columns of patches of a model's encoder. Raises ConfigError if its features are no grid of patches."""
     encoder = model.vision_encoder
     patches = getattr(encoder, "num_patches", 0)
     side = math.isqrt(patches)
@@ -135,11 +131,7 @@ def grid_of(model: Any) -> tuple[int, int]:
 
 
 def one_picture(image: Tensor) -> Tensor:
-    """The images of a batch, if they are no videos.
-
-    Raises:
-        DataError: they are.
-    """
+    """The images of a batch. Raises DataError if they are videos."""
     if image.ndim == 5:
         raise DataError(f"attention is shown for one picture a sample, not for videos {tuple(image.shape)}; give one "
                         "frame, samples['image'] float[B,3,H,W].")
@@ -206,12 +198,7 @@ def texts_of(model: Any, samples: Mapping[str, Any], batch: int) -> list[str]:
 
 
 def shown(model: Any, samples: Mapping[str, Any]) -> Sequence[Attention | GradCam]:
-    """What a picture of written words shows, one entry for each sample: Grad-CAM, or attention for a model without it.
-
-    Args:
-        model: has `attention` and `gradcam`.
-        samples: as its `attention` takes them.
-    """
+    """A picture of written words for each sample: Grad-CAM, or attention for a model without it; as its `attention`."""
     explains = getattr(model, "language_model", None) is not None and bool(looking(model))
     found: Sequence[Attention | GradCam] = (model.gradcam if explains else model.attention)(samples)
     return found

@@ -118,11 +118,7 @@ class WeightRecord:
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "the weight record") -> WeightRecord:
-        """What `to_dict` gave; keys that a later version added are left alone.
-
-        Raises:
-            CheckpointError: something else.
-        """
+        """What `to_dict` gave; keys of a later version are left alone. Raises CheckpointError for something else."""
         if not isinstance(content, Mapping) or not isinstance(content.get("sources"), list):
             raise CheckpointError(f"{where} is not a record of weights (sources, untrained).")
         untrained = content.get("untrained", [])
@@ -210,15 +206,7 @@ def _marks(model: nn.Module) -> list[tuple[str, WeightSource, frozenset[str]]]:
 
 
 def refuse_untrained(model: BaseModel, remedies: str) -> None:
-    """Refuse a model that has trainable parameters which nothing loaded.
-
-    Args:
-        model: with its `weight_record`, as `lavis_lite.checkpoints.weights.build_model` sets it.
-        remedies: what a user can do instead, as finished sentences.
-
-    Raises:
-        CheckpointError: names the parts, with the number of tensors of each.
-    """
+    """Raise a CheckpointError, with `remedies`, if nothing loaded some of the parameters that train."""
     trains = {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
     names = [name for name in model.weight_record.untrained if name in trains]
     if names:

@@ -44,13 +44,7 @@ def side_by_side(pictures: Sequence[Image.Image], tile: int = TILE) -> Image.Ima
 
 
 def overlay(picture: Image.Image, values: Map, most: float | None = None) -> Image.Image:
-    """A picture under a map.
-
-    Args:
-        picture: of any size.
-        values: float[h,w], at least 0.
-        most: the value that is fully bright; None: the largest of the map.
-    """
+    """A picture under a map float[h,w] of values from 0; `most`, by default the largest, is fully bright."""
     most = float(values.max()) if most is None else most
     shares = np.clip(values / most, 0, 1) if most > 0 else np.zeros_like(values)
     light = Image.fromarray(shares.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
@@ -60,15 +54,7 @@ def overlay(picture: Image.Image, values: Map, most: float | None = None) -> Ima
 
 def sheet(picture: Image.Image, words: Sequence[str], maps: Map, tile: int = TILE,
           per_row: int = PER_ROW) -> Image.Image:
-    """The picture, and one overlay for each word, side by side with the words below.
-
-    Args:
-        picture: as the model sees it.
-        words: W texts.
-        maps: float[W,h,w].
-        tile: pixels of the longer side of each.
-        per_row: most pictures side by side.
-    """
+    """The picture, and one overlay for each of W words by maps float[W,h,w], side by side with the words below."""
     scale = tile / max(picture.size)
     size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
     large = to_rgb(picture).resize(size, Image.Resampling.BICUBIC)

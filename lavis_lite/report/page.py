@@ -31,7 +31,7 @@ from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, decode_rgb
 from lavis_lite.errors import DataError
 from lavis_lite.io import atomic
 from lavis_lite.processors.image import to_rgb
-from lavis_lite.report.sample import Candidate, Picture, ReportSample
+from lavis_lite.report.sample import Candidate, Picture, ReportSample, finite
 
 # --- thumbnails -------------------------------------------------------------------------------------------------------
 BUDGET = 36 * 2**20
@@ -288,12 +288,7 @@ def make_newest(page: Path) -> Path:
 
 
 def in_order(names: Iterable[str], first: Sequence[str]) -> list[str]:
-    """Sort names of scores: the main ones, then the others, with scores of one kind (by type of question) together.
-
-    Args:
-        names: in the task's order.
-        first: the main ones; unknown names are skipped.
-    """
+    """Names of scores: the main ones `first`, then the others, those of one kind (by type of question) together."""
     left = [name for name in names if name not in first]
     kinds = list(dict.fromkeys(map(_kind, left)))
     return [name for name in first if name in names] + sorted(left, key=lambda name: kinds.index(_kind(name)))
@@ -377,19 +372,10 @@ def policy(script: str, style: str) -> str:
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:
-    """A template with each `{{name}}` replaced by its part; parts are not searched for names.
-
-    Raises:
-        KeyError: a name has no part.
-    """
+    """A template with parts, which are not searched, in place of each `{{name}}`. Raises KeyError if one is missing."""
     pieces = template.split("{{")
     out = [pieces[0]]
     for piece in pieces[1:]:
         name, _, rest = piece.partition("}}")
         out += [parts[name], rest]
     return "".join(out)
-
-
-def finite(value: float) -> float | None:
-    """The number; None for NaN and infinity, which JSON does not have."""
-    return float(value) if math.isfinite(value) else None

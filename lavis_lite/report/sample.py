@@ -90,3 +90,8 @@ def ranked(texts: Sequence[str], log_likelihoods: Sequence[float], right: Sequen
     mass = sum(math.exp(value - most) for value in log_likelihoods)
     return [Candidate(texts[index], log_likelihoods[index], math.exp(log_likelihoods[index] - most) / mass,
                       texts[index] in right) for index in order]
+
+
+def finite(value: float) -> float | None:
+    """The number; None for NaN and infinity, which JSON does not have."""
+    return float(value) if math.isfinite(value) else None

@@ -77,13 +77,10 @@ class CheckpointStore:
         return self.folder / f"step_{step:08d}"
 
     def prepare(self, needed: int = 0) -> None:
-        """Make the folder and remove incomplete files of a killed process.
-
-        Args:
-            needed: bytes of one checkpoint; 0: not known.
+        """Make the folder and remove a killed process' incomplete files.
 
         Raises:
-            CheckpointError: the folder cannot be made or written to, or has no room for one; raised on all ranks.
+            CheckpointError: that cannot be done, or there is no room for `needed` bytes (0: not known); on all ranks.
         """
         self._on_rank_0(lambda: self._prepare(needed))
 
@@ -278,11 +275,7 @@ def newest_good(output_dir: Path, log: Callable[[str], None] = print) -> Path | 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 def require_good(folder: Path) -> Manifest:
-    """Verify a checkpoint to the last byte and return its manifest.
-
-    Raises:
-        CheckpointError: with every error found.
-    """
+    """Verify a checkpoint to the last byte: its manifest, or a CheckpointError with every error found."""
     if errors := verify(folder):
         raise CheckpointError(f"{folder} cannot be used: {' '.join(errors)} `--resume auto` takes the newest good one.")
     return read_manifest(folder)
@@ -300,11 +293,7 @@ def load_weights(folder: Path, model: BaseModel) -> None:
 
 
 def load(folder: Path, model: BaseModel) -> dict[str, Any]:
-    """Load a checkpoint's weights into the model and return its training state (tensors and plain values).
-
-    Raises:
-        CheckpointError: as `load_weights`.
-    """
+    """Load a checkpoint's weights into the model and return its training state. Errors as `load_weights`."""
     manifest = require_good(folder)
     _fill(Path(folder), manifest, model)
     path = Path(folder) / STATE
@@ -318,11 +307,7 @@ def load(folder: Path, model: BaseModel) -> dict[str, Any]:
 
 
 def load_hook_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The sets of weights that hooks keep in a verified checkpoint, by hook.
-
-    Raises:
-        CheckpointError: a file is not what its name says.
-    """
+    """The sets of weights that hooks keep in a checkpoint, by hook. Raises CheckpointError if a file is another one."""
     found = {}
     for name in read_manifest(folder).files:
         if name.endswith(".safetensors") and name != WEIGHTS:

@@ -44,12 +44,7 @@ class LossMeter:
         return torch.zeros(1, dtype=self._dtype, device=self.device)
 
     def add(self, values: Mapping[str, Tensor], bad: Tensor) -> None:
-        """One step's values of this rank.
-
-        Args:
-            values: name -> float[].
-            bad: float[], above 0 if the step was skipped; equal on all ranks.
-        """
+        """This rank's values float[] of a step by name; `bad`, equal on all ranks, is above 0 if it was skipped."""
         names = tuple(sorted(values))
         good = bad == 0
         row = torch.stack([values[name].detach().to(self._dtype) for name in names] + [good.to(self._dtype)])
@@ -171,11 +166,7 @@ class SkipCounter:
             self.recent = [one for one in self.recent if one > step - WINDOW] + [step]
 
     def check(self, step: int) -> None:
-        """Judge after the step `step` was skipped.
-
-        Raises:
-            DivergedError: too many in a row, or too large a share of the newest steps.
-        """
+        """Judge after the step `step` was skipped. Raises DivergedError if too many were, in a row or of the newest."""
         if self.in_a_row >= self.patience:
             raise DivergedError(f"loss or gradients were not finite in {self.in_a_row} steps in a row, up to step "
                                 f"{step + 1}; none of them changed the weights. {_ADVICE}")

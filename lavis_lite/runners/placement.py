@@ -35,11 +35,7 @@ BACKEND = "inductor"
 
 
 def prepare_for_training(model: BaseModel, run: RunConfig, device: torch.device) -> BaseModel:
-    """`move_to_device`, then `compile_model`. An evaluation alone needs neither, but whole eager weights.
-
-    Raises:
-        ConfigError: the model cannot be shared or compiled as the run asks.
-    """
+    """`move_to_device`, then `compile_model`, with their errors. An evaluation needs whole eager weights instead."""
     model = move_to_device(model, run, device)
     compile_model(model, run, device)
     return model
@@ -84,11 +80,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_of_run(model: BaseModel, run: RunConfig, device: torch.device) -> Blocks:
-    """The blocks that `run.fsdp` names.
-
-    Raises:
-        ConfigError: the model has no such blocks.
-    """
+    """The blocks that `run.fsdp` names. Raises ConfigError if the model has no such blocks."""
     vision = model.vision_blocks_to_shard(device) if run.fsdp == "blocks" else []
     blocks = Blocks(vision, model.blocks_to_shard())
     if not blocks.all:
@@ -99,11 +91,7 @@ def blocks_of_run(model: BaseModel, run: RunConfig, device: torch.device) -> Blo
 
 
 def check(blocks: Blocks, precision: Precision) -> None:
-    """Refuse fp16 for blocks that train.
-
-    Raises:
-        ConfigError: says why, and what to set.
-    """
+    """Raise a ConfigError for fp16 in blocks that train."""
     if precision.dtype is torch.float16 and any(_trains_whole(block) for block in blocks.all):
         raise ConfigError("run.amp_dtype: fp16 scales the loss by what a rank's gradients allow, and ranks have "
                           "different parts of blocks that train. Set run.amp_dtype=bf16, or run.fsdp=none.")
@@ -183,11 +171,7 @@ def ignore_in_ddp(model: nn.Module) -> None:
 
 # --- run.compile ------------------------------------------------------------------------------------------------------
 def compile_model(model: BaseModel, run: RunConfig, device: torch.device) -> None:
-    """Compile what `run.compile` names, at its first use.
-
-    Raises:
-        ConfigError: the model has no such parts, or this machine cannot compile.
-    """
+    """Compile what `run.compile` names at its first use. Raises ConfigError if the model or this machine cannot."""
     if run.compile == "none":
         return
     reason = why_not(device.type) if BACKEND == "inductor" else None

@@ -52,12 +52,7 @@ def changed_annotations(saved: list[list[Any]], present: list[list[Any]]) -> lis
 
 
 def changed_settings(folder: Path, config: str) -> list[str]:
-    """One line per setting that differs from the checkpoint's run: `run.init_lr: 0.0001 -> 0.0002`.
-
-    Args:
-        folder: the checkpoint.
-        config: YAML text of this run's configuration.
-    """
+    """One line per setting in which a YAML differs from the checkpoint's: `run.init_lr: 0.0001 -> 0.0002`."""
     before, now = map(_settings, ((Path(folder) / CONFIG).read_text(encoding="utf-8"), config))
     keys = [key for key in {**before, **now} if key not in UNANNOUNCED and before.get(key) != now.get(key)]
     return [f"{key}: {_short(before.get(key, '(absent)'))} -> {_short(now.get(key, '(absent)'))}" for key in keys]
@@ -75,15 +70,7 @@ def _short(value: str) -> str:
 
 def resume_notes(folder: Path, config: str, saved: Mapping[str, Any], micro_batch: int,
                  in_batch_negatives: bool) -> list[str]:
-    """Messages of a resumed run, one line each: settings that differ, and a changed objective.
-
-    Args:
-        folder: the checkpoint.
-        config: YAML text of this run's configuration.
-        saved: the checkpoint's training state.
-        micro_batch: samples of a micro-batch over all ranks, in this run.
-        in_batch_negatives: whether the loss compares these samples with each other.
-    """
+    """Messages of a resumed run, one line each: settings that differ, and an objective that another batch changes."""
     notes = [f"setting changed since {Path(folder).name}: {line}" for line in changed_settings(folder, config)]
     before = saved.get("micro_batch", micro_batch)  # absent in checkpoints of earlier versions
     if in_batch_negatives and before != micro_batch:

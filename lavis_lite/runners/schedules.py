@@ -138,11 +138,7 @@ class TrainSchedule:
 
 
 def by_epochs(cfg: RunConfig, steps_per_epoch: int) -> TrainSchedule:
-    """`max_epoch` passes over the data; `max_iters` ends the run earlier, and suffices alone.
-
-    Raises:
-        ConfigError: neither is given.
-    """
+    """`max_epoch` passes over the data; `max_iters` ends them earlier, or suffices. Raises ConfigError without any."""
     ends = []
     if cfg.max_epoch is not None:
         ends.append(cfg.max_epoch * steps_per_epoch)

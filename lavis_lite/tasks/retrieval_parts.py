@@ -20,11 +20,7 @@ from lavis_lite.models.base import at_least_float32
 
 
 def check_captions(dataset: CaptionedImages, split: str) -> None:
-    """Raise before any work if a split cannot be searched.
-
-    Raises:
-        DataError: an image has no caption.
-    """
+    """Raise a DataError, before any work, if a split cannot be searched because an image has no caption."""
     found = as_lists(dataset.img2txt)
     bare = [image for image, texts in enumerate(found) if not texts]
     if bare:
@@ -153,13 +149,7 @@ class BothWays:
 
 
 def best(index: Tensor, score: Tensor, keep: int) -> Candidates:
-    """The `keep` best columns of each row, best first; equal scores keep their order; NaN is last.
-
-    Args:
-        index: int64[N, C], the candidate of each column.
-        score: float[N, C].
-        keep: at most this many.
-    """
+    """The `keep` best columns of each row, best first, by scores float[N, C]; ties keep their order, NaN is last."""
     score = at_least_float32(score)
     score = torch.where(score.isnan(), float("-inf"), score)
     order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]

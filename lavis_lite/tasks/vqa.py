@@ -95,7 +95,8 @@ class VQATask(WritingTask[Answerer, Questions]):
         if self.cfg.vqa_rule != "auto":
             self._rule = dataset, self.cfg.vqa_rule
         elif self._rule[0] is not dataset:
-            self._rule = dataset, rule_for(dataset)
+            annotators = (len(dataset.question(index)["answers"]) for index in range(len(dataset)))
+            self._rule = dataset, chosen_rule("auto", annotators)
         return self._rule[1]
 
     def before_evaluation(self, dataset: Questions, split: str) -> None:
@@ -194,9 +195,9 @@ class VQATask(WritingTask[Answerer, Questions]):
         if self.server == "aokvqa":
             return self.submitted({str(row["id"]): {"direct_answer": row["answer"]} for row in rows},
                                   f"predictions_{self._split}.json")
-        named = self.server == "vizwiz"
+        images = need(dataset, NamedImages, "run.submission=vizwiz") if self.server == "vizwiz" else None
         return self.submitted([answer_row(self.server, row["id"], row["answer"],
-                                          _image_name(dataset, row["index"]) if named else "") for row in rows])
+                                          "" if images is None else images.image_name(row["index"])) for row in rows])
 
     def report(self, rows: list[Row], dataset: Questions, split: str) -> list[ReportSample]:
         """Question, answer, the annotators' answers and the scores; right: at least half the first score."""
@@ -246,15 +247,6 @@ class VQATask(WritingTask[Answerer, Questions]):
         return line
 
 
-def rule_for(dataset: Questions) -> Rule:
-    """The rule of `auto`, see `chosen_rule`."""
-    return chosen_rule("auto", (len(dataset.question(index)["answers"]) for index in range(len(dataset))))
-
-
-def _image_name(dataset: Questions, index: int) -> str:
-    return need(dataset, NamedImages, "run.submission=vizwiz").image_name(index)
-
-
 def truth_of(asked: Row) -> Truth:
     """The answers, types and options of a question."""
     choices = asked.get("candidates") or asked.get("choices", ())
@@ -269,14 +261,7 @@ def likeliest(answers: Sequence[str], scores: Sequence[float], most: int = KEPT)
 
 
 def likeliest_answers(model: Ranker, samples: dict[str, Any], answers: Sequence[str], prompt: str) -> list[Likeliest]:
-    """One list per question of a batch; its first item is the answer of `predict_answers` by rank.
-
-    Args:
-        model: scores candidates one by one.
-        samples: image or video, text_input, and other keys of the prompt.
-        answers: candidates, the same for all.
-        prompt: template around the question; "": no template.
-    """
+    """One list per question of a batch; its first item is the answer of `predict_answers` by rank."""
     size = len(samples["text_input"])
     asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
     asked["prompt"] = question_prompts(samples, prompt, size)

@@ -91,12 +91,7 @@ class WritingTask(BaseTask[M, D]):
         return [*with_attention(self.asked, model, rows, self.evaluated(dataset), samples[:first]), *samples[first:]]
 
     def unscored(self, rows: Sequence[Row], labelled: bool = False) -> dict[str, float]:
-        """Metrics of a split that is not scored.
-
-        Args:
-            rows: its rows.
-            labelled: whether it has labels.
-        """
+        """Metrics of a split that is not scored, though it may have labels."""
         why = "the run names no metric" if labelled else "the split has no labels"
         self._why = why if rows else "no sample was predicted"
         self._format_hint = "" if labelled else self._format_hint
@@ -130,15 +125,7 @@ def by_dataset(scores: Mapping[str, float]) -> str:
 
 def caption_scores(captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]], names: Sequence[str],
                    domains: Mapping[Any, str] | None = None) -> CaptionReport:
-    """The report of caption metrics, by rank 0 alone: one Java program, not one per rank.
-
-    Args:
-        captions, references, domains: as for `caption_report`.
-        names: of the metrics.
-
-    Raises:
-        DataError: the texts cannot be scored; on all ranks, so that no rank waits for the others.
-    """
+    """`caption_report` by rank 0 alone: one Java program, not one per rank. Raises DataError on all ranks."""
     from lavis_lite.metrics.caption_report import caption_report  # its tokenizer takes a while to import
 
     found: CaptionReport | None = None

@@ -19,15 +19,7 @@ IGNORE = -100
 
 
 def build(vision: dict[str, Any], qformer: dict[str, Any], text: dict[str, Any], queries: int, image_token: int) -> Any:
-    """A random model.
-
-    Args:
-        vision: of Blip2VisionConfig.
-        qformer: of Blip2QFormerConfig.
-        text: of the language model, with model_type.
-        queries: number of query tokens.
-        image_token: id of the placeholder.
-    """
+    """A random model of three configurations: Blip2VisionConfig's, Blip2QFormerConfig's and the language model's."""
     ensure_torchvision()  # transformers imports torchvision with its BLIP-2
     from transformers import Blip2Config, Blip2ForConditionalGeneration
 

@@ -27,11 +27,7 @@ ADAPTER = "default"
 
 
 def add_adapters(language_model: LanguageModel, lora: Lora) -> None:
-    """Put adapters beside the linear layers that `lora` names.
-
-    Raises:
-        ConfigError: the model has no such layer.
-    """
+    """Put adapters beside the linear layers that `lora` names. Raises ConfigError if the model has no such layer."""
     ensure_torchvision()
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -125,16 +121,7 @@ def adapter_state(language_model: LanguageModel) -> dict[str, Tensor]:
 
 
 def save_adapters(language_model: LanguageModel, folder: Path, base: str = "") -> None:
-    """Write adapters as a folder that `peft.PeftModel.from_pretrained(model, folder)` loads onto the bare model.
-
-    Args:
-        language_model: with adapters.
-        folder: made if need be.
-        base: folder or hub name of the model they belong to.
-
-    Raises:
-        ConfigError: it has no adapters.
-    """
+    """Write adapters for `peft.PeftModel.from_pretrained(model, folder)`. Raises ConfigError if it has none."""
     state = adapter_state(language_model)
     configs: dict[str, Any] = getattr(language_model.model, "peft_config", {})
     if ADAPTER not in configs or not state:

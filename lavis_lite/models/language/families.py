@@ -72,15 +72,7 @@ FAMILIES = {
 
 
 def family_of(model_type: str, name: str | None = None) -> LMFamily:
-    """The row of a model.
-
-    Args:
-        model_type: of its configuration.
-        name: a row asked for by name.
-
-    Raises:
-        ConfigError: no row has that name.
-    """
+    """The row of a model, or that of a name. Raises ConfigError if there is no such row."""
     if name is None:
         return FAMILIES.get(model_type, GENERAL)
     if name not in FAMILIES and name != GENERAL.name:
@@ -159,11 +151,7 @@ class LMLoadOptions:
             raise (MissingExtraError if "pip install" in sentence else ConfigError)(f"model.{key}: {sentence}")
 
     def faults(self, has_weights: bool = True) -> Iterator[tuple[str, str]]:
-        """(key of the section, sentence) of everything wrong with them, missing packages included.
-
-        Args:
-            has_weights: whether the model's weights come from a folder.
-        """
+        """(key, sentence) of everything wrong, missing packages too; `has_weights`: they come from a folder."""
         given = {"llm_quantization": self.quantization, "llm_device_map": self.device_map, "lora": self.lora}
         yield from _lacking(key for key, value in given.items() if value is not None)
         if self.device_map is not None and self.device_map != "auto" and not isinstance(self.device_map, dict):

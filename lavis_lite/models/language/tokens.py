@@ -79,11 +79,7 @@ class LanguageTokenizer:
 
     @property
     def loaded(self) -> Any:
-        """The transformers tokenizer, with the family's special tokens.
-
-        Raises:
-            ConfigError: it cannot be loaded, or it lacks a token that is needed.
-        """
+        """The transformers tokenizer with the family's special tokens. Raises ConfigError if it or one is missing."""
         if self._loaded is None:
             tokenizer = _load(self.source) if isinstance(self.source, str) else self.source
             if self.family.special_tokens:
@@ -101,11 +97,7 @@ class LanguageTokenizer:
 
     @property
     def end(self) -> int:
-        """Id that ends an answer.
-
-        Raises:
-            ConfigError: the tokenizer has no such token.
-        """
+        """Id that ends an answer. Raises ConfigError if the tokenizer has no such token."""
         if self.family.end == "newline":
             ids = self.loaded("\n", add_special_tokens=False)["input_ids"]
             if not ids or ids[-1] == self.loaded.unk_token_id:
@@ -118,11 +110,7 @@ class LanguageTokenizer:
         return int(self.loaded.eos_token_id)
 
     def check(self, words: int) -> None:
-        """Refuse a tokenizer that cannot serve a model of so many words, before anything is done with it.
-
-        Raises:
-            ConfigError: it cannot be loaded, lacks a token that is needed, or has more tokens than the model.
-        """
+        """Raise a ConfigError unless the tokenizer loads, has all needed tokens, and no more tokens than the model."""
         start = self.family.prompt_start
         ids = {"end": self.end} | ({} if start is None else {start: self.loaded.convert_tokens_to_ids(start)})
         for name, id_ in ids.items():
@@ -262,24 +250,13 @@ class Room:
         return self.positions - (vectors + prompt if self.joint else 0)
 
     def check_answer(self, answer: int) -> None:
-        """Refuse answers that are longer than the model's positions by themselves.
-
-        Raises:
-            ConfigError: as said.
-        """
+        """Raise a ConfigError for answers that are longer than the model's positions by themselves."""
         if self.positions is not None and answer > self.positions:
             raise ConfigError(f"max_new_tokens is {answer}, and this language model has {self.positions} positions; "
                               "ask for fewer tokens.")
 
     def check_candidates(self, longest: Sequence[int]) -> None:
-        """Refuse candidates that are longer than the model's positions by themselves.
-
-        Args:
-            longest: tokens of the longest candidate of each of B rows.
-
-        Raises:
-            TextTooLongError: names the rows.
-        """
+        """Raise a TextTooLongError, with the rows, if candidates have more tokens than the model has positions."""
         over = {} if self.positions is None else {row: tokens for row, tokens in enumerate(longest)
                                                   if tokens > self.positions}
         if over:

@@ -152,15 +152,7 @@ class VisionLanguage(TextLearner, EncoderModel):
 
     # conversations --------------------------------------------------------------------------------------------------
     def chat_batch(self, samples: SamplesLike, answering: bool = False) -> ChatBatch:
-        """Conversations as the template writes them.
-
-        Args:
-            samples: conversation, picture_counts and image; see `forward`.
-            answering: the conversations end with a question.
-
-        Raises:
-            DataError: the numbers of pictures do not go together.
-        """
+        """Conversations as the template writes them. Raises DataError if the numbers of pictures do not go together."""
         given: dict[str, Any] = dict(samples)
         talks: list[Conversation] = given["conversation"]
         tokenizer = self.language_model.tokenizer.loaded
