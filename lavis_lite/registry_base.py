@@ -66,6 +66,10 @@ class Registry(Generic[T]):
         held = self._classes.get(name)
         return held is not None and _address(held) != self.builtins.get(name)
 
+    def builtin_name(self, cls: type) -> str | None:
+        """The first name of one of the package's own classes; None: it is not one."""
+        return next((name for name, address in self.builtins.items() if address == _address(cls)), None)
+
     def builtin(self, name: str) -> type[T]:
         """The package's class of that name, whatever is registered under it. An unknown name raises RegistryError."""
         if name not in self.builtins:

@@ -1,7 +1,6 @@
 """An auxiliary loss outside the package: the query vectors of an image should differ from each other."""
 
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ class Diverse(Blip2Qformer):
     """Stage 1 with query vectors that are kept apart."""
 
     config_class = DiverseConfig
-    PRETRAINED_MODEL_CONFIG_DICT = {"mini": str(resources.files("lavis_lite") / "configs/models/blip2/mini.yaml")}
 
     @classmethod
     def from_config(cls, cfg: Any) -> "Diverse":

@@ -201,8 +201,8 @@ def _language_needs(model: ModelConfig) -> list[WeightFile]:
     if not isinstance(model, NamesLanguageModel):
         return []
     name, tokenizer = str(model.language_model_name()), model.llm_tokenizer
-    if model.llm_args is not None and tokenizer is None and name.startswith(PACKAGED_PREFIX):
-        tokenizer = name  # transformers does not know packaged names
+    if model.llm_args is not None and tokenizer is None:
+        tokenizer = name
     needs = [] if model.llm_args is not None else [WeightFile("llm_model", name)]
     return needs + ([] if tokenizer is None else [WeightFile("llm_tokenizer", str(tokenizer))])
 

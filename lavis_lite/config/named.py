@@ -30,6 +30,8 @@ FOLDERS_VARIABLE = "LAVIS_LITE_CONFIGS"
 """environment variable: more folders of configurations, separated as in PATH"""
 MODEL_CONFIG_HOME = {"blip2_feature_extractor": "blip2", "blip2_image_text_matching": "blip2"}
 """archs that share another arch's files under configs/models"""
+TYPES_TABLE = "PRETRAINED_MODEL_CONFIG_DICT"
+"""attribute of a class: type -> YAML"""
 
 
 def _yaml_files(kind: str) -> dict[str, Path]:
@@ -60,13 +62,21 @@ def _layer_name(path: Path) -> str:
 def model_types(arch: str) -> dict[str, Path]:
     """model_type -> its YAML, of all configuration folders and of the class's PRETRAINED_MODEL_CONFIG_DICT.
 
+    A user's class without such a table has the types of the packaged class that it derives from.
+
     Raises:
         RegistryError: unknown arch.
     """
     types = _yaml_files(f"models/{MODEL_CONFIG_HOME.get(arch, arch)}")
-    if arch not in registry.model.builtins or registry.model.is_own(arch):
-        types |= _listed(registry.get_model_class(arch), "PRETRAINED_MODEL_CONFIG_DICT")
-    return types
+    if arch in registry.model.builtins and not registry.model.is_own(arch):
+        return types
+    cls = registry.get_model_class(arch)
+    if hasattr(cls, TYPES_TABLE):
+        return types | _listed(cls, TYPES_TABLE)
+    parent = next(filter(None, map(registry.model.builtin_name, cls.__mro__)), None)
+    inherits = parent and issubclass(_section(registry.model, arch, ModelConfig),
+                                     _section(registry.model, parent, ModelConfig))
+    return model_types(parent) | types if parent and inherits else types
 
 
 def _listed(cls: type, table: str) -> dict[str, Path]:
@@ -102,7 +112,7 @@ def model_layers(arch: str, model_type: str, is_named: bool = True) -> tuple[lis
 
 
 def _has_own_types(arch: str) -> bool:
-    return arch in registry.model.builtins or "PRETRAINED_MODEL_CONFIG_DICT" in vars(registry.get_model_class(arch))
+    return arch in registry.model.builtins or TYPES_TABLE in vars(registry.get_model_class(arch))
 
 
 def type_content(arch: str, model_type: str) -> dict[str, Any]:

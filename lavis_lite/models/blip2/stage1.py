@@ -157,7 +157,7 @@ class Blip2Qformer(Blip2Scorer):
         """The three losses of `prepared` samples, and the encoded batch if `with_encoded`."""
         encoded = self.encode(samples)                                             # unimodal and ITG pass
         contrast = self.contrast(encoded, samples.get("image_id"))                 # similarities float[B,N]
-        loss_itc = objectives.itc_loss(contrast.sim_i2t, contrast.sim_t2i, contrast.positives)
+        loss_itc = self.itc_loss(contrast)
         negatives = self.draw_negatives(contrast, samples.get("uniform"))          # hard ones, by similarity
         itm_sum, itm_count = self.itm_terms(encoded, contrast, negatives)          # matching pass
         lm_sum, lm_count = self.lm_terms(encoded)
@@ -224,6 +224,10 @@ class Blip2Qformer(Blip2Scorer):
                                           self.tokenizer.max_length)
         positives = (keys[:, None] == all_keys[None]).all(2)
         return Contrast(sim_i2t, sim_t2i, positives, everyone)
+
+    def itc_loss(self, contrast: Contrast) -> Tensor:
+        """ITC of the similarities, float[]; a subclass may compute another loss of them."""
+        return objectives.itc_loss(contrast.sim_i2t, contrast.sim_t2i, contrast.positives)
 
     def draw_negatives(self, contrast: Contrast, uniform: Tensor | None) -> Negatives:
         """One negative image per text and one text per image, by ITC similarity or with equal probability.
