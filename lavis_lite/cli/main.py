@@ -52,19 +52,27 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m lavis_lite COMMAND ...\n")
-        print("\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items()))
-        print(f"\n{TRACEBACK} with any of them shows where an error comes from; --version shows the version.")
-        return exits.SUCCESS
-    command, *others = arguments
-    if command in ("-V", "--version"):
-        print(f"lavis_lite {__version__}")
-        return exits.SUCCESS
-    if command not in COMMANDS:
+    command, *others = arguments or ["--help"]
+    if command not in COMMANDS and command not in ABOUT:
         print(f"error: unknown command {command!r}; {did_you_mean(command, COMMANDS)}", file=sys.stderr)
         return exits.USER_ERROR
     return run_command(command, others)
+
+
+def _print_help(argv: Sequence[str]) -> int:
+    print("usage: python -m lavis_lite COMMAND ...\n")
+    print("\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items()))
+    print(f"\n{TRACEBACK} with any of them shows where an error comes from; --version shows the version.")
+    return exits.SUCCESS
+
+
+def _print_version(argv: Sequence[str]) -> int:
+    print(f"lavis_lite {__version__}")
+    return exits.SUCCESS
+
+
+ABOUT = {"-h": _print_help, "--help": _print_help, "-V": _print_version, "--version": _print_version}
+"""options in the place of a command"""
 
 
 def entry() -> NoReturn:
@@ -83,7 +91,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
             exits.interrupts_raise()
             exits.need_working_folder()
             with exits.explained():
-                command: Callable[[Sequence[str]], int] = _module(name).main
+                command: Callable[[Sequence[str]], int] = ABOUT.get(name) or _module(name).main
                 return command([argument for argument in arguments if argument != TRACEBACK])
         except (Exception, KeyboardInterrupt, exits.Terminated) as error:
             with exits.stop_signals_ignored():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import gc
+import io
 import os
 import platform
 import re
@@ -17,7 +19,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from lavis_lite import __version__, interrupted
 from lavis_lite.errors import ConfigError, LavisLiteError, WorkerError
@@ -189,9 +191,10 @@ def open_closed_streams() -> None:
 def leave(code: int) -> NoReturn:
     """End the process with an exit code that no late signal changes.
 
-    It does what Python does before its teardown: wait for threads, call `atexit` functions, flush. The teardown itself
-    would take the 3,000 modules of torch and transformers apart, for a second. A thread of gloo or NCCL that asks for
-    the interpreter's lock meanwhile would abort the process ("terminate called without an active exception").
+    It does what Python does before its teardown: wait for threads, call `atexit` functions, flush. Open files are
+    flushed too, as their finalisers would do; no other finaliser runs. The teardown itself would take the 3,000 modules
+    of torch and transformers apart, for a second. A thread of gloo or NCCL that asks for the interpreter's lock
+    meanwhile would abort the process ("terminate called without an active exception").
 
     After an error, libraries get `GRACE` seconds to finish, so a thread that never ends does not block the exit.
     """
@@ -205,13 +208,33 @@ def leave(code: int) -> NoReturn:
                 signal.signal(number, signal.SIG_IGN)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError) as error:
-            if getattr(error, "errno", errno.EIO) != errno.EIO:  # EIO: no terminal any more
-                code = code or UNWRITTEN
-    os._exit(code)
+    unwritten = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
+    _flush_files()
+    os._exit(code or max(unwritten))
+
+
+def _flush(stream: TextIO) -> int:
+    """Exit code if what was printed cannot be written; 0 also if the terminal is gone."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return UNREAD
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None)
+        if reason and error.errno != errno.EIO:  # type: ignore[union-attr]
+            with contextlib.suppress(OSError):
+                print(f"error: the output cannot be written: {reason}.", file=sys.stderr, flush=True)
+            return UNWRITTEN
+    return SUCCESS
+
+
+def _flush_files() -> None:
+    """Flush all open files, texts before the bytes below them."""
+    kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+    files = [item for item in gc.get_objects() if issubclass(type(item), kinds)]
+    for file in sorted(files, key=lambda file: not isinstance(file, io.TextIOWrapper)):
+        with contextlib.suppress(OSError, ValueError):  # it is closed, or lacks room; Python's teardown is silent too
+            file.flush()
 
 
 # --- unexpected errors ------------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lavis_lite.errors import WorkerError
 from lavis_lite.process import children as processes
+from lavis_lite.process import exits
 from lavis_lite.process.children import remove_stale_folders
 
 
@@ -46,9 +48,17 @@ def test_a_server_of_workers_that_was_killed_is_told_of(error: Exception, monkey
         processes.worker_context("forkserver").Process(target=print).start()  # type: ignore[attr-defined]
 
 
+def ended(script: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    """A process that ran a script, with buffered output."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(script)], **streams, env=environment, text=True,
+                          timeout=60, check=False)
+
+
 def test_the_end_of_a_command_skips_pythons_teardown_and_nothing_else() -> None:
     """gloo's threads abort the process if they ask for the interpreter's lock during teardown (1 of 8 busy runs)."""
-    script = textwrap.dedent("""
+    done = ended("""
         import atexit, threading, time
         from lavis_lite.process.exits import leave
         class Torn:
@@ -59,5 +69,55 @@ def test_the_end_of_a_command_skips_pythons_teardown_and_nothing_else() -> None:
         print("unflushed", end=" ")
         leave(0)
     """)
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "unflushed thread\natexit\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "unflushed thread\natexit\n", "")
+
+
+def test_what_is_open_when_a_command_ends_is_not_lost(tmp_path: Path) -> None:
+    """Files that nobody closes, logs, temporary folders, children and their semaphores; one handler fails."""
+    done = ended(f"""
+        import atexit, logging, logging.handlers, multiprocessing, os, tempfile, time, weakref
+        from concurrent.futures import ProcessPoolExecutor
+        from lavis_lite.process.exits import leave
+        class Owner: pass
+        owner = Owner()
+        weakref.finalize(owner, print, "finalize")
+        os.chdir({str(tmp_path)!r})
+        text, both = open("text", "w"), open("both", "wb+")
+        text.write("written"), both.write(b"written")
+        file = logging.FileHandler("log", delay=True)
+        memory = logging.handlers.MemoryHandler(100, target=file)
+        memory.emit(logging.makeLogRecord({{"msg": "logged", "levelno": logging.INFO}}))
+        folder = tempfile.TemporaryDirectory(dir=".")
+        context = multiprocessing.get_context("fork")
+        child = context.Process(target=time.sleep, args=(600,), daemon=True)
+        child.start()
+        pool = ProcessPoolExecutor(1, context)
+        queued = [pool.submit(time.sleep, 0.05) for _ in range(3)]
+        atexit.register(lambda: print(sum(task.done() for task in queued), child.pid))
+        lock = multiprocessing.get_context("spawn").Lock()
+        atexit.register(lambda: 1 / 0)
+        leave(0)
+    """)
+    tasks, child, last = done.stdout.split()
+    assert (done.returncode, tasks, last) == (0, "3", "finalize") and "ZeroDivisionError" in done.stderr
+    assert "leaked" not in done.stderr, done.stderr
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "text": "written", "both": "written", "log": "logged\n"}
+    assert not processes._lives(int(child))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the full disk of Linux")
+def test_output_that_cannot_be_written_at_the_end_has_its_code_and_message() -> None:
+    script = "from lavis_lite.cli.main import entry; import sys; sys.argv[1:] = ['--version']; entry()"
+    with open("/dev/full", "w") as full:
+        done = ended(script, stdout=full)
+    assert (done.returncode, done.stderr) == (
+        exits.UNWRITTEN, "error: the output cannot be written: No space left on device.\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = ended(script, stdout=writer)
+    os.close(writer)
+    assert (gone.returncode, gone.stderr) == (exits.UNREAD, "")
+    unbuffered = subprocess.run([sys.executable, "-u", "-c", script], stdout=open("/dev/full", "w"),
+                                stderr=subprocess.PIPE, text=True, check=False)
+    assert (unbuffered.returncode, unbuffered.stderr) == (exits.USER_ERROR, done.stderr)
