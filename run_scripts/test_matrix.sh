@@ -14,7 +14,9 @@ while [ $# -gt 0 ]; do
     case "$1" in
         --kernels) kernels="${2:?--kernels needs a list, for example default,native}"; shift 2 ;;
         --threads) threads="${2:?--threads needs a list, for example 1,2}"; shift 2 ;;
-        --numeric) tests=(tests/models tests/parity tests/runners tests/tasks/test_retrieval_scoring.py); shift ;;
+        --numeric) tests=(tests/models tests/parity tests/tasks/test_retrieval_scoring.py
+            tests/runners/test_{compile,objective,optim,optimizers,ranks,resume,runner,sharding,sharding_unequal}.py)
+            shift ;;
         --) shift; break ;;
         *) echo "[matrix] unknown argument $1; see the head of $0" >&2; exit 2 ;;
     esac

@@ -21,6 +21,10 @@ from lavis_lite.tracking import tracker  # noqa: E402
 from tests.helpers.threads import THREADS  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+FIRST = tuple(f"tests/{name}" for name in (
+    "test_docs.py", "reliability/", "config/test_compose.py", "compat/test_projects.py", "runners/", "end_to_end/",
+    "test_packaging.py", "lab/", "apps/", "models/", "checkpoints/", "test_", "metrics/test_metrics_java.py", "tools/"))
+"""what takes longest begins first: no process of pytest-xdist is left with a long file at the end"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,8 +34,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                      help="run the full counts (hundreds of kills, thousands of mutations) and tests marked `long`")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist hands out files as they are sorted here, not those with the most tests first."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked `long` run only with --long; others ask `request.config.getoption("--long")` for their counts."""
+    items.sort(key=lambda item: next((at for at, name in enumerate(FIRST) if item.nodeid.startswith(name)), len(FIRST)))
     if not config.getoption("--long"):
         skip = pytest.mark.skip(reason="takes long: add --long")
         for item in items:

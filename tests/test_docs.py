@@ -13,20 +13,15 @@ import re
 import runpy
 import shlex
 import signal
-import sys
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from PIL import Image
 
 from lavis_lite.cli.main import main, run_command
 from tests.end_to_end.conftest import ROOT, SMALL, environment
-from tests.helpers.processes import free_port
-from tests.helpers.threads import fork
+from tests.helpers.processes import forked, free_port, in_fork, run_as_main
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -205,39 +200,11 @@ def run(words: list[str]) -> int:
     if words[1] == "-m":
         return run_as_main(runpy.run_module, words[2:])
     words = [FEWER.get(word, word) for word in words]
-    child = forked(lambda: run_as_main(runpy.run_path, words[1:]))  # a recipe imports the script's classes once more
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return in_fork(lambda: run_as_main(runpy.run_path, words[1:]))  # a recipe imports the script's classes once more
 
 
 FEWER = {"2000": "200"}
 """rows that a script writes"""
-
-
-def run_as_main(runner: Callable[..., object], words: list[str]) -> int:
-    """Run a module or a script as the program, with the rest of the words as its arguments."""
-    with mock.patch.object(sys, "argv", words):
-        try:
-            runner(words[0], run_name="__main__")
-        except SystemExit as left:
-            return int(left.code or 0)
-    return 0
-
-
-def forked(work: Callable[[], int], stderr: int | None = None) -> int:
-    """Process id of a fork that does this: an interpreter would take seconds to import what is here already."""
-    child = fork()
-    if child:
-        return child
-    code = 1
-    try:
-        if stderr is not None:
-            os.dup2(stderr, 2)
-            sys.stderr = os.fdopen(stderr, "w", buffering=1)
-        code = work()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
 
 
 SERVERS = {"demo": "gradio", "serve": "uvicorn"}

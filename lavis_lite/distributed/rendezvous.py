@@ -117,7 +117,7 @@ class Rendezvous:
                 _set(store, f"confirmed/{self.rank}", token)
             if token and _get(store, "complete") == token:
                 return token
-            self._report_waiting(f"at {self.host}:{self.port} until rank 0 has seen all ranks", seconds=30.0)
+            self._report_waiting(f"at {self.host}:{self.port} until rank 0 has seen all ranks", times=6.0)
         raise self._timed_out("the other ranks")
 
     # --- waiting --------------------------------------------------------------------------------------------------
@@ -126,9 +126,9 @@ class Rendezvous:
             yield
             time.sleep(_POLL)
 
-    def _report_waiting(self, what: str, seconds: float = MESSAGE_AFTER) -> None:
+    def _report_waiting(self, what: str, times: float = 1.0) -> None:
         """Print one message, a little before the promised time."""
-        if not self._reported and time.monotonic() - self._start > seconds * 0.6:
+        if not self._reported and time.monotonic() - self._start > times * MESSAGE_AFTER * 0.6:
             self._reported = True
             print(f"rank {self.rank} of {self.world_size} waits {what}, for up to {self.minutes:g} minutes "
                   "(run.rendezvous_timeout_minutes). Start all ranks with one srun or torchrun; to run one process "

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from lavis_lite.cli.main import main, run_command
 from lavis_lite.torchvision_shim import ensure_torchvision
 from tests.compat import made_data
 from tests.end_to_end.conftest import environment, read_log
-from tests.helpers.processes import run_processes
+from tests.helpers.processes import in_fork, run_as_main, run_processes
 
 PROJECTS = Path(__file__).parent / "projects"
 QUIET = ["run.tensorboard=false", "run.log_freq=1", "run.report=false"]
@@ -183,10 +182,7 @@ def test_a_training_script_written_for_lavis(workplace: Path) -> None:
     (workplace / "train_lavis.py").write_text(SCRIPT)
     words = ["train_lavis.py", "--cfg-path", str(PROJECTS / "minigpt4ish" / "train.yaml"), "--options", *QUIET,
              "run.output_dir=out", "run.max_iters=2", "run.iters_per_inner_epoch=2"]
-    paths = os.pathsep.join([str(PROJECTS), environment(workplace)["PYTHONPATH"]])
-    done = subprocess.run([sys.executable, *words], env=environment(workplace, PYTHONPATH=paths), text=True,
-                          capture_output=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    assert in_fork(lambda: run_as_main(runpy.run_path, words)) == 0
     rows = read_log(Path("out"))
     assert [row["step"] for row in rows if row.get("split") == "val"] == [2]
 

@@ -14,3 +14,6 @@ import lavis_lite.models.blip2.llm  # noqa: E402, F401
 import lavis_lite.models.blip2.stage1  # noqa: E402, F401
 import tests.helpers.toy  # noqa: E402, F401  (runners and tasks)
 import tests.models.language.tiny  # noqa: E402, F401
+from lavis_lite.tracking import tracker  # noqa: E402
+
+tracker.draw = lambda rows, picture: False  # curves.png would take most of the time of a small run

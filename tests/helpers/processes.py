@@ -1,18 +1,20 @@
-"""Run a function in several gloo processes and get what each returned."""
+"""Run a function in a fork, or in several gloo processes and get what each returned."""
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.multiprocessing as mp
 
 from lavis_lite import distributed
-from tests.helpers.threads import THREADS
+from tests.helpers.threads import THREADS, fork
 
 
 def free_port() -> int:
@@ -20,6 +22,43 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def forked(work: Callable[[], int], stderr: int | None = None) -> int:
+    """Process id of a fork that does this: an interpreter would take seconds to import what is here already.
+
+    Args:
+        work: its result is the exit code.
+        stderr: a descriptor that takes the place of the fork's own.
+    """
+    child = fork()
+    if child:
+        return child
+    code = 1
+    try:
+        if stderr is not None:
+            os.dup2(stderr, 2)
+            sys.stderr = os.fdopen(stderr, "w", buffering=1)
+        code = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def in_fork(work: Callable[[], int]) -> int:
+    """Exit code of a fork that does this."""
+    return os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1])
+
+
+def run_as_main(runner: Callable[..., object], words: list[str]) -> int:
+    """Run a module or a script as the program, with the rest of the words as its arguments."""
+    with mock.patch.object(sys, "argv", words):
+        try:
+            runner(words[0], run_name="__main__")
+        except SystemExit as left:
+            return int(left.code or 0)
+    return 0
 
 
 def run_processes(function: Callable[..., Any], count: int, *args: Any, timeout: float = 120.0) -> list[Any]:

@@ -162,7 +162,7 @@ def attempt(work: Callable[[], Any]) -> Any:
 
 def describe(dataset: Any) -> str:
     found = [len(dataset), getattr(dataset, "answer_list", None), getattr(dataset, "text", None)]
-    for index in range(len(dataset)):
+    for index in range(min(len(dataset), 2)):  # of more rows a key changes the number
         found.append(attempt(lambda index=index: plain(dataset.sample(index, random.Random(3)))))
         found += [getattr(dataset, name)(index) for name in ("references", "question") if hasattr(dataset, name)]
     return "\n".join(map(str, found))
