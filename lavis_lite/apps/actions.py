@@ -92,8 +92,10 @@ def ask(loaded: Loaded, picture: Image.Image, question: str, template: str = "{}
 
 
 def _template(template: str) -> str:
-    """A prompt template with one place for the question."""
-    return template if template.count("{}") == 1 else "{}"
+    """A prompt template with one place for the question; none stands for the question alone."""
+    if template.strip() and template.count("{}") != 1:
+        raise DataError(f"the prompt has {template.count('{}')} places {{}} for the question; it must have one.")
+    return template if template.strip() else "{}"
 
 
 def _prompted(model: object, prompt: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class ZooCaptioner:
     """A model with a language model, such as blip2_opt.
 
     Args:
-        name: identifies it: arch, type, checkpoint.
+        name: identifies it, with a hash of its weights: arch, type, checkpoint.
         model: in eval mode, on its device.
         processor: image -> tensor.
         sampling: how captions are sampled.
@@ -64,7 +64,7 @@ class ZooCaptioner:
         if language_model_of(model) is None or not isinstance(model, protocols.Captioner):
             raise ConfigError(f"--captioner {name}: needs a model that samples several captions per image, such as "
                               "blip2_opt, blip2_t5 or blip2_vicuna_instruct.")
-        self.name = f"{name} {sampling} {weights_hash(model)}"
+        self.name = f"{name} {sampling} weights {weights_hash(model)}"
         self.model, self.processor, self.sampling = model, processor, sampling
         self._generate: Callable[..., list[str]] = model.generate
         Decoding(**self._settings(), num_beams=1, sample=True)

@@ -30,6 +30,7 @@ from lavis_lite.config.named import model_types, type_content
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
 from lavis_lite.models.base import BaseModel, frozen_roots
+from lavis_lite.models.vision.config import chosen_layers
 from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.registry import registry
 
@@ -135,6 +136,11 @@ def _unseen(model: object, section: dict[str, Any]) -> Iterator[tuple[str, Any, 
         was = section.get(key, getattr(defaults, key, None))  # a default is not written down
         if was is not None and (own := getattr(cfg, name, None)) is not None:
             yield key, was, own
+    encoder = getattr(model, "vision_encoder", None)
+    if isinstance(encoder, VisionEncoder) and section.get("vit_model") == encoder.name and "vit_layer" in section:
+        yield "vit_layer", chosen_layers(encoder.name, section["vit_layer"], encoder.total_layers), encoder.layers
+        if getattr(encoder.vit, "num_prefix_tokens", 0):
+            yield "vit_cls", section.get("vit_cls", "keep"), "drop" if encoder.dropped else "keep"
     lora = getattr(getattr(getattr(model, "language_model", None), "load_options", None), "lora", None)
     if lora is not None and (section.get("lora") is not None or section.get("llm_train") == "lora"):
         yield "lora.alpha", (section.get("lora") or {}).get("alpha", type(lora).alpha), lora.alpha

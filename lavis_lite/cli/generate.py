@@ -240,7 +240,7 @@ def _write(model: BaseModel, images: list[Any], chosen: argparse.Namespace,
         return []
     samples = _samples(model, images, chosen)
     generate = need(model, Captioner, "generate").generate
-    if chosen.nucleus and "num_captions" in inspect.signature(generate).parameters:
+    if chosen.nucleus and {"seeds", "num_captions"} & inspect.signature(generate).parameters.keys():
         settings = {**settings, "seeds": (chosen.seed,) * len(images)}
     texts = generate(samples, **settings)
     count = len(texts) // len(images)

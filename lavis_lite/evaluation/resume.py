@@ -101,8 +101,8 @@ class EvalProgress(ProgressHandle):
         return parts, writable
 
     def save_batch(self, number: int, rows: list[Row], bad: list[Any], samples: int) -> None:
-        """Save a finished batch, unless JSON would change its rows."""
-        if is_plain(rows):
+        """Save a finished batch, unless JSON would change its rows, or the mask of secrets an answer."""
+        if is_plain(rows) and mask_all(rows) == rows:
             self._append({"batch": number, "rows": rows, "samples": samples, "bad": bad})
 
     def load(self, key: str) -> Any:

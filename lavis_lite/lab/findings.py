@@ -81,7 +81,7 @@ class Summary:
     """An ablation with what its rows show.
 
     Attributes:
-        scores: (variant, score) -> the last point's interval, where any seed has it.
+        scores: (variant, score) -> the interval of each seed's last point, where any seed has one.
         curves: (variant, score) -> optimizer step -> interval.
         findings: one per expected direction.
         seconds: variant -> mean processor time of all its steps, shared ones too, where it is known.
@@ -114,7 +114,7 @@ def summarise(ablation: Ablation, rows: Sequence[Row]) -> Summary:
     curves = {pair: found for pair in pairs if (found := _curve(own, *pair))}
     seconds = {variant: [spent for row in own if row["variant"] == variant and (spent := _seconds(row)) is not None]
                for variant in ablation.variants}
-    return Summary(ablation, {pair: found[max(found)] for pair, found in curves.items()}, curves,
+    return Summary(ablation, {pair: interval([*_last(own, *pair).values()]) for pair in curves}, curves,
                    [_finding(one, own) for one in ablation.expected],
                    {variant: statistics.mean(values) for variant, values in seconds.items() if values},
                    sorted({row["seed"] for row in own}), sorted({row["date"] for row in own}))

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 RESAMPLES = 10_000
 LEVEL = 0.95
 SEED = 0
+FEWEST = 6
+"""samples of a verdict: so many better by chance are rarer than one in twenty, five are not (the sign test)"""
 _NUMBERS = 4_000_000
 """random numbers in memory at once"""
 
@@ -43,8 +45,8 @@ class Paired:
 
     @property
     def differ(self) -> bool:
-        """Whether the interval of the difference does not contain 0."""
-        return self.difference.low > 0 or self.difference.high < 0
+        """Whether there are samples enough to tell, and the interval of the difference does not contain 0."""
+        return self.samples >= FEWEST and (self.difference.low > 0 or self.difference.high < 0)
 
 
 def paired(a: Sequence[float], b: Sequence[float], resamples: int = RESAMPLES, seed: int = SEED) -> Paired:

@@ -12,6 +12,7 @@ from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.metrics.ranking import KS, auc, ndcg, order, rank_scores, ranks, shares
 from lavis_lite.metrics.vqa import Truth, accuracies
 from lavis_lite.models.blip2.prompts import question_prompts
+from lavis_lite.models.language.answering import tried
 from lavis_lite.models.protocols import Ranker
 from lavis_lite.registry import registry
 from lavis_lite.report.sample import MISSED, Candidate, ReportSample
@@ -57,7 +58,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
         self._shared, self._split = self.cfg.candidates, split
         if self._shared is None and not dataset.multiple_choice:
             whole = getattr(dataset, "whole_list", False)  # of classes
-            self._shared = list(dataset.answer_list[:None if whole else self.cfg.num_ans_candidates])
+            self._shared = tried(dataset.answer_list, None if whole else self.cfg.num_ans_candidates)
             if len(self._shared) < 2:
                 raise DataError(f"split {split!r}: its rows have no candidates to rank. Set run.candidates, or "
                                 "answer_list of the data set, or keep its training annotations here.")

@@ -38,13 +38,13 @@ def retrieval_samples(gallery: Gallery, found: BothWays, dataset: object, prefix
     by_text = [ReportSample(
         f"text {text}", prompt=gallery.texts[text], scores=_hits(f"{prefix}img", rank), right=rank == 1, rank=rank,
         group="text to image", candidates=[
-            Candidate(f"image {gallery.images[image]}", value, right=image == gallery.txt2img[text],
+            Candidate(f"image {gallery.images[image]}", value, right=image in gallery.txt2img[text],
                       picture=shown[image]) for image, value in best])
         for text, (rank, best) in enumerate(zip(ranks[1], _best(found.images_of_text), strict=True))]
     return by_image + by_text
 
 
-def _ranks(found: Candidates, positives: Sequence[int] | Sequence[Sequence[int]]) -> list[int]:
+def _ranks(found: Candidates, positives: Sequence[Sequence[int]]) -> list[int]:
     """From 1, or report.MISSED."""
     ranks: Tensor = ranks_from_candidates(found.index, positives)
     return [report.MISSED if rank == MISSED else rank + 1 for rank in ranks.tolist()]

@@ -37,13 +37,13 @@ class Gallery:
     images: int[N], the data set's index of each image, ascending.
     texts: str[M].
     img2txt: the texts that are right for each image.
-    txt2img: the image that is right for each text.
+    txt2img: the images that are right for each text.
     """
 
     images: list[int]
     texts: list[str]
     img2txt: list[list[int]]
-    txt2img: list[int]
+    txt2img: list[list[int]]
 
     @classmethod
     def of(cls, dataset: CaptionedImages, images: Sequence[int], captions_per_image: int | None = None) -> Gallery:
@@ -69,10 +69,10 @@ class Gallery:
         texts = sorted({text for found in chosen for text in found})
         number = {text: index for index, text in enumerate(texts)}
         img2txt = [[number[text] for text in found] for found in chosen]
-        txt2img = [0] * len(texts)
+        txt2img: list[list[int]] = [[] for _ in texts]
         for image, found in enumerate(img2txt):
             for text in found:
-                txt2img[text] = image
+                txt2img[text].append(image)
         return cls(images, [dataset.text[text] for text in texts], img2txt, txt2img)
 
 

@@ -23,7 +23,7 @@ from lavis_lite.metrics.vqa import (
     vqa_accuracy,
 )
 from lavis_lite.models.blip2.prompts import question_prompts
-from lavis_lite.models.language.answering import PAIRS_AT_ONCE
+from lavis_lite.models.language.answering import PAIRS_AT_ONCE, tried
 from lavis_lite.models.protocols import Answerer, Ranker
 from lavis_lite.registry import need, registry
 from lavis_lite.report.sample import Candidate, ReportSample
@@ -131,16 +131,16 @@ class VQATask(WritingTask[Answerer, Questions]):
         names, indices = plain(samples["question_id"]), plain(samples["index"])
         # examples in prompts are left to `predict_answers`
         if self.cfg.inference_method == "rank" and isinstance(model, Ranker) and "few_shot_samples" not in samples:
-            tried = self._answers[:self.cfg.num_ans_candidates]
-            found = likeliest_answers(model, samples, tried, self.prompt_of(samples))
+            answers = tried(self._answers, self.cfg.num_ans_candidates)
+            found = likeliest_answers(model, samples, answers, self.prompt_of(samples))
             return [{"id": name, "index": index, "answer": best[0][0].strip(), "likeliest": best}
                     for name, index, best in zip(names, indices, found, strict=True)]
-        answers = model.predict_answers(
+        written = model.predict_answers(
             samples, num_beams=self.cfg.num_beams, inference_method=self.cfg.inference_method,
             max_len=self.cfg.max_len, min_len=self.cfg.min_len, num_ans_candidates=self.cfg.num_ans_candidates,
             answer_list=self._answers, prompt=self.prompt_of(samples), **self.options())
         return [{"id": name, "index": index, "answer": answer.strip()}
-                for name, index, answer in zip(names, indices, answers, strict=True)]
+                for name, index, answer in zip(names, indices, written, strict=True)]
 
     def asked(self, samples: dict[str, Any]) -> dict[str, Any]:
         """The pictures, and the questions in their prompt."""

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lavis_lite.apps import models
+from lavis_lite.apps.actions import ask
 from lavis_lite.apps.demo import EXAMPLE, Page
 from lavis_lite.apps.models import Models, source_of
 from lavis_lite.errors import ConfigError, DataError, LavisLiteError
@@ -107,6 +108,8 @@ def test_what_is_missing_is_said(page: Page, tmp_path: Path, monkeypatch: pytest
         last(page.ask("blip2_t5_instruct", str(EXAMPLE), "x" * 2001, False))
     with pytest.raises(ConfigError, match="blip2 cannot answer questions"):
         last(page.ask("blip2", str(EXAMPLE), "what?", False))
+    with pytest.raises(DataError, match=r"the prompt has 0 places \{\} for the question"):
+        ask(page.models.get("blip2_t5_instruct"), Image.new("RGB", (9, 9)), "what?", "Question: Answer:")
     (tmp_path / "bad.png").write_text("nothing")
     with pytest.raises(DataError, match="this file cannot be used: "):
         last(page.caption("blip2", str(tmp_path / "bad.png"), "", False))

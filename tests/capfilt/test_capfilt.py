@@ -269,6 +269,21 @@ def test_wrong_captions_of_the_annotation_lose_against_written_ones(tmp_path, mi
     assert sum(all(row["written"]) for row in kept) >= 9  # nor is the wrong one second, unless too few were written
 
 
+def test_other_weights_under_the_same_name_are_another_captioner_and_ranker(mini_ranker, mini_captioner):
+    """A folder with captions of the weights before is not continued."""
+    names = mini_captioner.name, mini_ranker.name
+    for one in (mini_captioner, mini_ranker):
+        with torch.no_grad():
+            one.model.query_tokens.neg_()
+    changed = (ZooCaptioner("mini", mini_captioner.model, quiet, mini_captioner.sampling),
+               QFormerRanker("mini", mini_ranker.model, quiet, quiet))
+    for one in changed:
+        with torch.no_grad():
+            one.model.query_tokens.neg_()
+    again = ZooCaptioner("mini", mini_captioner.model, quiet, mini_captioner.sampling)
+    assert changed[0].name != names[0] == again.name and changed[1].name != names[1]
+
+
 def test_what_a_captioner_writes_does_not_depend_on_its_batch(mini_captioner):
     pictures, _ = scenes(3)
     seeds = [seed_of(1, str(number)) for number in range(3)]

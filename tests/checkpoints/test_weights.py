@@ -11,11 +11,13 @@ import torch
 
 from lavis_lite import load_model
 from lavis_lite.checkpoints import weights
+from lavis_lite.checkpoints.export import export_lite
 from lavis_lite.checkpoints.weights import WeightFile, build_model, required_weights
 from lavis_lite.config.compose import compose
 from lavis_lite.errors import CheckpointError, DataError
 from lavis_lite.models.blip2.config import Blip2Config, Blip2OPTConfig, Blip2QformerConfig
 from lavis_lite.models.language.families import Lora
+from lavis_lite.models.provenance import WeightRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -181,10 +183,25 @@ def test_settings_that_no_shape_shows_are_compared_with_those_that_a_checkpoint_
     (tmp_path / "run" / "config.yaml").write_text("model: {arch: blip2_opt}")
     with pytest.raises(CheckpointError, match=r"qformer_heads was 12 \(here 4\)"):  # a default, which runs leave out
         build_model(writer(pretrained=str(tmp_path / "run")))
-    record["model"] |= {"llm_train": "lora", "qformer_heads": 4}
+    record["model"] |= {"llm_train": "lora", "qformer_heads": 4, "vit_model": "mini", "vit_layer": -2,
+                        "vit_cls": "drop"}
+    save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors", {"lavis_lite": json.dumps(record)})
+    with pytest.raises(CheckpointError, match=r"vit_layer was \[\d\] \(here \[\d\]\); model.vit_cls was 'drop'"):
+        build_model(writer(pretrained=str(tmp_path / "b.safetensors")))
+    record["model"] |= {"vit_layer": None, "vit_cls": "keep"}
     save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors", {"lavis_lite": json.dumps(record)})
     with pytest.raises(CheckpointError, match=r"model.lora.alpha was 32 \(here 8\)"):
         build_model(writer(pretrained=str(tmp_path / "b.safetensors"), llm_train="lora", lora=Lora(alpha=8)))
+
+
+def test_another_encoder_than_that_of_the_training_is_said_even_without_logging(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = load_model("blip2_opt", "mini")
+    sources = [replace(one, sha256="0" * 64) if one.kind == "encoder" else one for one in model.weight_record.sources]
+    export_lite(model, tmp_path / "other", record=WeightRecord(sources))
+    load_model("blip2_opt", "mini", checkpoint=tmp_path / "other")
+    [note] = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "was trained with the encoder" in note
 
 
 def test_a_stage_2_checkpoint_without_its_projection_is_refused(tmp_path: Path) -> None:

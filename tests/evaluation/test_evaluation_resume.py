@@ -58,6 +58,15 @@ def test_a_torn_end_is_cut_off_before_the_next_line(tmp_path):
     assert head["evaluation"] == PARTS and [entry["key"] for entry in entries] == ["one", "two"]
 
 
+def test_a_batch_whose_answers_the_mask_of_secrets_would_change_is_computed_again(tmp_path):
+    checkpoint = EvalCheckpoint(tmp_path, "val_toy_step0", PARTS, True, 0)
+    progress = EvalProgress(checkpoint, True, Tracker(), "val toy", lambda: 0)
+    for number, answer in enumerate(("red", "http://shop.example/?key=house")):
+        progress.save_batch(number, [{"id": number, "answer": answer}], [], 1)
+    progress.close()
+    assert list(checkpoint.load()[0]) == [0]
+
+
 def test_all_ranks_files_are_read_and_those_of_another_evaluation_set_aside(tmp_path):
     for rank, parts in enumerate((PARTS, PARTS, {**PARTS, "weights": "other", "run.num_beams": 3})):
         checkpoint = EvalCheckpoint(tmp_path, "val_toy_step0", parts, True, rank)

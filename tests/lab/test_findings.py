@@ -62,6 +62,8 @@ def test_the_table_has_the_last_points_and_the_time_of_all_steps() -> None:
                                [["warm", "0.600 ± 1.271", "10 s"], ["cold", "0.250", "10 s"]])
     assert summary.curves["warm", "R@1"][5].mean == pytest.approx(0.3)
     assert (summary.seeds, summary.dates) == ([1, 2], ["2026-11-01", "2026-11-02"])
+    stopped = summarise(ablation(), [row("warm", 1, (5, 0.4)), row("warm", 2, (5, 0.1), (10, 0.6))])
+    assert stopped.scores["warm", "R@1"].values == (0.4, 0.6), "a seed that stopped early counts with its last point"
     unknown = summarise(ablation(), [row("warm", 1, (10, 0.5), seconds=None)])
     assert unknown.table()[1] == [["warm", "0.500", "-"], ["cold", "-", "-"]]
 

@@ -231,6 +231,16 @@ def test_generation_ends_at_the_last_position() -> None:
     assert len(text.split()) == 24
 
 
+def test_a_seed_gives_an_image_its_caption_in_any_batch_and_a_prompt_is_no_silent_nothing() -> None:
+    model, batch = tiny_model(), tiny_batch(size=3)
+    drawn = model.generate(batch, use_nucleus_sampling=True, temperature=3.0, max_new_tokens=8, seeds=(5, 6, 7))
+    alone = [model.generate({"image": batch["image"][row:row + 1]}, use_nucleus_sampling=True, temperature=3.0,
+                            max_new_tokens=8, seeds=(5 + row,))[0] for row in range(3)]
+    assert drawn == alone and len(set(drawn)) == 3
+    with pytest.warns(UserWarning, match="has no effect: the ITG head writes without a prompt"):
+        model.generate({**batch, "prompt": "a photo of"}, max_new_tokens=2)
+
+
 def test_missing_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model.tokenizer"):
         TextTokenizer(str(tmp_path / "nowhere"))(["a dog"])

@@ -55,6 +55,12 @@ def test_many_values_are_resampled_by_drawing_samples() -> None:
         paired([1.0], [])
 
 
+def test_a_handful_of_samples_decides_nothing() -> None:
+    """Resamples of one sample are all alike, so that their interval has no width."""
+    assert not paired([0.0] * 5, [1.0] * 5).differ and paired([0.0] * 6, [1.0] * 6).differ
+    assert not paired([0.5], [0.7]).differ
+
+
 def test_what_changed_what_it_did_and_which_samples_flipped(tmp_path: Path) -> None:
     a = run_folder(tmp_path / "a", [True] * 10 + [False] * 30, step=2)
     run_folder(a, [False] * 40, step=1)

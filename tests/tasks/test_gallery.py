@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from lavis_lite.errors import DataError
+from lavis_lite.metrics.retrieval import ranks_from_candidates
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
 from lavis_lite.tasks.retrieval_parts import Gallery, check_captions
 from tests.tasks.fakes import dataset
@@ -15,7 +17,7 @@ def test_all_captions_in_the_order_of_the_data_set():
     gallery = Gallery.of(split, [2, 0, 3, 1])
     assert gallery.images == [0, 1, 2, 3] and gallery.texts == split.text
     assert gallery.img2txt == [split.img2txt[image] for image in range(4)]
-    assert gallery.txt2img == [split.txt2img[text] for text in range(len(split.text))]
+    assert gallery.txt2img == [[split.txt2img[text]] for text in range(len(split.text))]
 
 
 def test_first_captions_and_missing_images_are_renumbered():
@@ -23,7 +25,15 @@ def test_first_captions_and_missing_images_are_renumbered():
     gallery = Gallery.of(split, [3, 2], captions_per_image=2)
     assert gallery.images == [2, 3]
     assert gallery.texts == [split.text[index] for index in (3, 4, 6, 7)]
-    assert gallery.img2txt == [[0, 1], [2, 3]] and gallery.txt2img == [0, 0, 1, 1]
+    assert gallery.img2txt == [[0, 1], [2, 3]] and gallery.txt2img == [[0], [0], [1], [1]]
+
+
+def test_a_caption_of_several_images_finds_each_of_them():
+    split = dataset(4)
+    split.img2txt[3] = [*split.img2txt[3], split.img2txt[0][0]]
+    gallery = Gallery.of(split, range(4))
+    assert gallery.txt2img[0] == [0, 3] and gallery.txt2img[1] == [0]
+    assert ranks_from_candidates(torch.tensor([[0, 1, 2, 3]]), gallery.txt2img[:1]).tolist() == [0]
 
 
 def test_an_image_twice_is_refused():

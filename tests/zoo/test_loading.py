@@ -13,7 +13,7 @@ from torch import nn
 
 from lavis_lite import load_model
 from lavis_lite.device import pick_device
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import CheckpointError, ConfigError, DataError
 from lavis_lite.models.blip2.config import Blip2OPTConfig, Blip2QformerConfig
 from lavis_lite.zoo import loading
 from lavis_lite.zoo.loading import load_section, move_model, precisions
@@ -124,3 +124,10 @@ def test_a_placed_language_model_is_not_moved() -> None:
 
     model = move_model(Two(), CPU, torch.bfloat16, language_model_stays=True)
     assert model.projection.weight.dtype is torch.bfloat16 and model.language_model.weight.dtype is torch.float32
+
+
+def test_queries_that_read_the_instruction_are_not_loaded_into_a_model_that_gives_them_none() -> None:
+    """The text half of stage 1 is left out of stage 2, that of InstructBLIP is not."""
+    with pytest.raises(CheckpointError, match=r"(?s)arch blip2_t5_instruct or .*26 not in the model: qformer\.embeddi"):
+        load_model("blip2_opt", "mini", checkpoint="mini/instruct_opt")
+    assert load_model("blip2_opt", "mini", checkpoint="mini/stage1").weight_record.untrained

@@ -54,8 +54,8 @@ from lavis_lite.registry import registry
 
 NEW_AFTER_STAGE1 = (r"language_projection\..*",)
 NEW_ADAPTERS = (r"language_model\..*\.lora_[AB]\..*",)
-NOT_FOR_GENERATION = (r"temp", r"(itm_head|vision_proj|text_proj)\..*", r"qformer\.(lm_head|embeddings)\..*",
-                   r"qformer\.layers\.\d+\.text_ffn\..*")
+HEADS = (r"temp", r"(itm_head|vision_proj|text_proj)\..*", r"qformer\.lm_head\..*")
+NOT_FOR_GENERATION = (*HEADS, r"qformer\.embeddings\..*", r"qformer\.layers\.\d+\.text_ffn\..*")
 """Names (regular expressions) of stage 1 that a model with a language model does not use."""
 
 
@@ -296,10 +296,14 @@ class Blip2LLM(TextLearner, Blip2Base):
         return model
 
     def allowed_differences(self, given: Set[str]) -> tuple[Sequence[str], Sequence[str]]:
-        """A stage-1 checkpoint has no projection yet, and heads (and perhaps a text half) that are not used here."""
+        """A stage-1 checkpoint has no projection yet, and heads (and perhaps a text half) that are not used here.
+
+        The text half of a later stage is no such: InstructBLIP's queries mean nothing without the instruction.
+        """
         is_stage1 = any(name.startswith("itm_head.") for name in given)
         adapters = () if any(".lora_" in name for name in given) else NEW_ADAPTERS
-        return ((*NEW_AFTER_STAGE1, *adapters) if is_stage1 else adapters), NOT_FOR_GENERATION
+        is_later = not is_stage1 and any(name.startswith("language_projection.") for name in given)
+        return (*NEW_AFTER_STAGE1, *adapters) if is_stage1 else adapters, HEADS if is_later else NOT_FOR_GENERATION
 
 
 @registry.register_model("blip2_llm")

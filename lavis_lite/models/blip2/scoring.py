@@ -5,6 +5,7 @@ Axes: B images, M pairs, P patches, Q queries, L text tokens, D Q-Former width, 
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -187,7 +188,8 @@ class Blip2Scorer(Blip2Base):
     def generate(self, samples: SamplesLike, use_nucleus_sampling: bool = False, num_beams: int = 3,
                  max_length: int = 30, min_length: int | None = None, top_p: float = 0.9,
                  repetition_penalty: float = 1.0, length_penalty: float = 1.0, temperature: float = 1.0, *,
-                 max_new_tokens: int | None = None, min_new_tokens: int | None = None) -> list[str]:
+                 max_new_tokens: int | None = None, min_new_tokens: int | None = None,
+                 seeds: tuple[int, ...] | None = None) -> list[str]:
         """Captions from the ITG head, one per image; the first seven arguments are in LAVIS' order.
 
         Args:
@@ -202,6 +204,7 @@ class Blip2Scorer(Blip2Base):
             temperature: divides the scores when sampling.
             max_new_tokens: max_length without [DEC]: most tokens written, the end included; goes before max_length.
             min_new_tokens: likewise.
+            seeds: one for each image, of its random numbers.
         """
         longest = max_length - 1 if max_new_tokens is None else max_new_tokens
         if min_new_tokens is None:
@@ -210,7 +213,9 @@ class Blip2Scorer(Blip2Base):
         options = Decoding(
             max_new_tokens=min(longest, most), min_new_tokens=min(min_new_tokens, most),
             num_beams=1 if use_nucleus_sampling else num_beams, sample=use_nucleus_sampling, top_p=top_p,
-            temperature=temperature, repetition_penalty=repetition_penalty, length_penalty=length_penalty)
+            temperature=temperature, repetition_penalty=repetition_penalty, length_penalty=length_penalty, seeds=seeds)
+        if samples.get("prompt"):
+            warnings.warn("samples['prompt'] has no effect: the ITG head writes without a prompt.", stacklevel=4)
         images = ImageBatch.of(samples).image
         if not len(images):
             return []

@@ -27,7 +27,7 @@ from lavis_lite.models.blip2.prompts import (
 )
 from lavis_lite.models.decoding import LogitsProcessor
 from lavis_lite.models.language import GenerationConfig, LanguageModel
-from lavis_lite.models.language.answering import Candidates, Normalise, candidate_lists
+from lavis_lite.models.language.answering import Candidates, Normalise, candidate_lists, tried
 from lavis_lite.models.language.rows import Segment, Vectors
 from lavis_lite.models.outputs import SamplesLike
 
@@ -226,7 +226,7 @@ class TextWriter(BaseModel):
         instructions = question_prompts(samples, prompt, len(images))
         prompts = with_examples(instructions, samples, self.language_model, template=prompt)
         if inference_method == "rank":
-            answers = list(answer_list or [])[:num_ans_candidates]
+            answers = tried(answer_list or [], num_ans_candidates)
             if not answers:
                 raise ConfigError("predict_answers: inference_method rank chooses among answer_list, which is empty.")
             best = self._score(images, instructions, prompts, answers).argmax(1).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -210,6 +211,21 @@ def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:
         if not texts:
             raise ConfigError(f"sample {sample} has no candidates.")
     return [[as_text(text, "candidates") for text in texts] for texts in candidates]
+
+
+def tried(answers: Sequence[str], most: int | None) -> list[str]:
+    """The first `most` of a list of answers (None: all); a warning says how many others cannot be given.
+
+    Raises:
+        ConfigError: none is tried.
+    """
+    if most is not None and most < 1:
+        raise ConfigError(f"num_ans_candidates is {most}; at least one answer must be tried (null: all).")
+    if most is not None and most < len(answers):
+        warnings.warn(f"num_ans_candidates={most}: only the first {most} of the {len(answers)} answers of answer_list "
+                      "are tried; questions with another right answer are answered wrongly. null (in Python None) "
+                      "tries all.", stacklevel=2)
+    return list(answers)[:most]
 
 
 def check_image_index(image_index: ImageIndex, count: int) -> int:
