@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import random
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lavis_lite.datasets.annotations.kinds import BETWEEN_NAMES
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.protocols import Located
@@ -100,6 +101,31 @@ def image_number(space: str, image: str) -> int:
     """
     digest = hashlib.blake2b(f"{space.removeprefix('./').rstrip('/')}/{image}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def pictures_of(row: Any) -> list[str]:
+    """The pictures, or the video, that a row names; videos in conversations are looked at when they are read."""
+    if "media" in row:
+        return [name for kind, name in row["media"] if kind == "image"]
+    return str(row["image"]).split(BETWEEN_NAMES)
+
+
+def learned_pictures(training: Sequence[object], held_out: Sequence[object]) -> list[int]:
+    """How many pictures of each held-out data set are in a training set, too.
+
+    A picture is known by its folder and its name. Data sets of more than `MOST_ROWS` rows are not looked at.
+    """
+    own = [set(_named_pictures(dataset)) for dataset in held_out]
+    every = set().union(*own)
+    learned = {one for dataset in training for one in _named_pictures(dataset) if one in every} if every else every
+    return [len(pictures & learned) for pictures in own]
+
+
+def _named_pictures(dataset: object) -> Iterator[tuple[str, str]]:
+    table, folder = getattr(dataset, "table", None), getattr(dataset, "folder", None)
+    if isinstance(table, RowTable) and folder is not None and len(table) <= MOST_ROWS:
+        root = str((getattr(folder, "images", None) or folder).root)  # kept features have their images' names
+        yield from ((root, name) for row in table.skim() for name in pictures_of(row))
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

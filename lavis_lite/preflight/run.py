@@ -210,12 +210,19 @@ def _check_mixing(run: RunConfig, splits: Mapping[str, list[str] | None], report
 
 
 def _check_splits(run: RunConfig, splits: Mapping[str, list[str] | None], report: Report) -> None:
-    """Every split of the run must be in the only data set, or in at least one of several."""
+    """Every split of the run must be in the only data set, or in at least one of several, and serve one purpose."""
+    trained = [] if run.evaluate else run.train_splits
+    for split in dict.fromkeys(trained):
+        if split in run.valid_splits or split in run.test_splits:
+            report("run.train_splits", f"{split!r} is evaluated, too, and would be read there as for training. Take it "
+                   f"out of one list. Later: evaluate --run RUN --options run.test_splits=[{split}]")
+        if trained.count(split) > 1:
+            report("run.train_splits", f"names {split!r} twice, so its samples would count twice.")
     if not splits or not all(splits.values()):
         return
     present = list(dict.fromkeys(split for own in splits.values() for split in own or ()))
     for key in ("train_splits", "valid_splits", "test_splits"):
-        for split in getattr(run, key) if key != "train_splits" or not run.evaluate else ():
+        for split in trained if key == "train_splits" else getattr(run, key):
             if split not in present:
                 who = f"data set {next(iter(splits))} has" if len(splits) == 1 else "none of the data sets has"
                 no = "no" if len(splits) == 1 else "a"

@@ -56,6 +56,8 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     (STAGE1, [f"{DATA}.vis_processor.train={{name: alpro_video_train, image_size: 64}}"], "does not take images"),
     (STAGE1, [f"{DATA}.captions_per_image=0"], "captions_per_image must be at least 1"),
     (STAGE1, ["run.train_splits=[trian]"], "has no split 'trian'; did you mean 'train'"),
+    (STAGE1, ["run.train_splits=[train, val]", "run.valid_splits=[val]"], "run.train_splits: 'val' is evaluated, too"),
+    (STAGE1, ["run.train_splits=[train, train]"], "run.train_splits: names 'train' twice"),
     (STAGE1, ["datasets.coco_caption={}", "run.valid_splits=[vall]"], "none of the data sets has a split 'vall'"),
     (STAGE1, ["run.compile=full", "run.fsdp=llm"], "run.compile: full does not go with run.fsdp=llm"),
     (STAGE1, ["run.compile=block"], "did you mean 'blocks'"),
