@@ -137,6 +137,15 @@ MOST_SHOWN = 20
 _SHOWN_CHARACTERS = 80
 
 
+EMPTY_CELLS = frozenset({"nan", "none", "null", "nat", "n/a", "#n/a", "undefined"})
+"""how programs write that a cell is empty, in lower case"""
+
+
+def is_empty_cell(text: str) -> bool:
+    """Whether a caption or a question is only how a program writes an empty cell."""
+    return len(text) < 12 and text.strip().lower() in EMPTY_CELLS
+
+
 def as_it_is(item: Any, rng: Any = None) -> Any:
     """The processor that changes nothing."""
     return item
@@ -185,6 +194,7 @@ class TextReport:
     Attributes:
         rows: of the data set. looked_at: how many of them were read. texts: in these.
         empty: texts with nothing left. shown: the first of these, `file:row: text`. cut: texts that lose their end.
+        cells: texts that are only how a program writes an empty cell.
         processor: its name. reason: why a text counts as empty.
         left_out: rows of the files that are not used because they lack what the section requires.
     """
@@ -194,6 +204,7 @@ class TextReport:
     texts: int = 0
     empty: int = 0
     cut: int = 0
+    cells: int = 0
     left_out: int = 0
     processor: str = ""
     reason: str = ""
@@ -201,7 +212,8 @@ class TextReport:
 
     def __str__(self) -> str:
         parts = [f"{self.empty:,} with {self.reason}" if self.empty else "",
-                 f"{self.cut:,} cut by {self.processor}" if self.cut else ""]
+                 f"{self.cut:,} cut by {self.processor}" if self.cut else "",
+                 f"{self.cells:,} like an empty cell (nan, None, null ...)" if self.cells else ""]
         some = f" (of {self.looked_at:,} of {self.rows:,} rows)" if self.looked_at < self.rows else ""
         lines = [f"{self.texts:,} texts{some}, {', '.join(filter(None, parts))}"] if any(parts) else []
         if self.left_out:
@@ -231,6 +243,7 @@ def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) 
         report.texts += len(texts)
         for kind, text in texts:
             cut = cuts(text)
+            report.cells += is_empty_cell(text)
             if plain and not cut and has_content(text):
                 continue
             report.cut += cut

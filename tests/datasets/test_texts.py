@@ -97,6 +97,19 @@ def test_a_run_stops_before_its_model_is_loaded_or_says_what_it_leaves_out(capti
         "own, train: 6 texts, 3 with no words left after BlipCaption, 1 cut by BlipCaption")
 
 
+def test_captions_that_say_nan_are_counted(section, coco_folder, capsys):
+    """pandas writes them where a column was made text; trained on, they are captions."""
+    texts = ["nan", "None ", "a naan", "null object"]
+    rows = [{"image": f"{at}.png", "caption": text} for at, text in enumerate(texts)]
+    (coco_folder / "nan.json").write_text(json.dumps(rows))
+    cfg = section(coco_folder, {"train": "nan.json"}, CustomConfig, image_column="image", caption_column="caption")
+    engine.check_words({"own": {"train": CustomBuilder("own", cfg).build("train", training=True)}}, RunConfig())
+    assert capsys.readouterr().out == "own, train: 4 texts, 2 like an empty cell (nan, None, null ...)\n"
+    assert run_command("data", ["check", str(coco_folder / "nan.json"), "--image-root",
+                                str(coco_folder / "images")]) == 0
+    assert "captions or questions like an empty cell (nan, None, null ...): 2" in capsys.readouterr().out
+
+
 def test_evaluation_of_captions_only_says_it(captions, capsys):
     captions.needs_words = False  # as CaptionEvalDataset: the references are used as they are written
     engine.check_words({"own": {"val": captions}}, RunConfig())

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.base import as_it_is, is_cut, is_left, main_texts, no_words, pictures_of
+from lavis_lite.datasets.base import as_it_is, is_cut, is_empty_cell, is_left, main_texts, no_words, pictures_of
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.caption import DuplicateIds
 from lavis_lite.datasets.files.image_paths import LINK, missing_files, why_absent
@@ -194,6 +194,7 @@ class _Texts:
             if kind == main:
                 made = self._processor(text, None)
                 self._report.cut += is_cut(self._processor, text)
+                self._report.cells += is_empty_cell(text)
                 if not is_left(self._processor, made):
                     self._empty.add(f"{self._dataset.location(number)}: {kind} {text[:80]!r}")
             self._waiting[kind].append(made)
