@@ -120,6 +120,7 @@ def _check_dataset(name: str, section: DatasetConfig, config: Config, report: Re
     for key, message in wrong:
         report(key, message)
     _check_instruction(name, section, config.run, report)
+    _check_streams(name, section, config, report)
     try:
         builder = registry.get_builder_class(section.builder or name)(name, section)
         splits = list(builder.splits())
@@ -134,6 +135,16 @@ def _check_dataset(name: str, section: DatasetConfig, config: Config, report: Re
         report(f"datasets.{name}", str(error).removeprefix(f"datasets.{name}: "))
         return None
     return splits
+
+
+def _check_streams(name: str, section: DatasetConfig, config: Config, report: Report) -> None:
+    """The encoder knows the features of a stream by their place alone."""
+    wanted = (config.model.get("vit_args") or {}).get("streams")
+    given = {key: stream.tokens for key, stream in (getattr(section, "arrays", None) or {}).items()}
+    if isinstance(wanted, Mapping) and given and (list(wanted) != list(given) or any(
+            tokens not in (None, wanted[key]) for key, tokens in given.items())):
+        report(f"datasets.{name}.arrays", f"has the streams {given}, with their tokens, and model.vit_args.streams "
+               f"{dict(wanted)}; give both the same names, tokens and order.")
 
 
 def _check_instruction(name: str, section: DatasetConfig, run: RunConfig, report: Report) -> None:
