@@ -14,6 +14,7 @@ from lavis_lite.checkpoints.weights import one_at_a_time
 from lavis_lite.errors import ConfigError
 from lavis_lite.finite import check_finite
 from lavis_lite.models.base import BaseModel, weights_hash
+from lavis_lite.models.plain_text import check_files
 from lavis_lite.models.protocols import FeatureExtractor
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -102,6 +103,7 @@ def load_clip(name: str, device: torch.device) -> ClipRanker:
         raise ConfigError(f"--clip {name}: cannot be loaded ({str(error).splitlines()[0]}). Give the folder or hub "
                           f"name of a CLIP model of transformers, such as {PAPER_CLIP}; the packaged models rank with "
                           "--ranker blip2:mini.") from error
+    check_files(processor.tokenizer, name, f"--clip {name}")
     if lacking := sorted(info["missing_keys"]):
         raise ConfigError(f"--clip {name}: lacks {len(lacking)} tensors of a CLIP model, such as {lacking[0]}; its "
                           "scores would be random. Give a whole CLIP model.")

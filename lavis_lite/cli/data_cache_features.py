@@ -80,8 +80,8 @@ def _training_splits(config: Config, name: str) -> list[Any]:
     if "features" in section:
         section = section.replaced(features=None)
     builder = registry.get_builder_class(section.builder or name)(name, section)
-    wanted = [split for split in config.run.train_splits if split in builder.splits()]
-    built: list[Any] = [builder.build(split, training=True) for split in wanted]
+    splits = [split for split in config.run.train_splits if split in builder.splits()]
+    built: list[Any] = [builder.build(split, training=True) for split in splits]
     for dataset in built:
         if not isinstance(dataset, ImageTable):
             raise DataError(f"datasets.{name}: data sets of this builder have no table of rows and folder of images.")

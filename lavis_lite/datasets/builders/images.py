@@ -331,7 +331,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         """Annotation files of all splits, the indexes of remote shards, or the generated data set."""
         for split in self.splits():
             if (entry := self.shards(split)) is not None:
-                open_shards(entry, self._key(split), [])
+                open_shards(entry, self._key(split), [], several=True)
             for source in self._sources(split) if entry is None else ():
                 source.fetch()
 

@@ -2,7 +2,7 @@
 
     DIR/manifest.json                 which encoder, weights and processor; without it nothing is used
     DIR/features-000000.safetensors   features dtype[K, P, Dv] of K images, and the hashes of their names
-    DIR/names.safetensors             name -> file, row and the image's stamp, mapped
+    DIR/names.safetensors             file, row and stamp of each image
 
 Exact if the processor has nothing random: then an image always gives the same features. An image that has changed since
 is refused when training asks for its features. Images that are not there are not compared.
@@ -61,12 +61,11 @@ class FeatureFolder(ImageFolder):
         """float[P, Dv] in the dtype that was kept.
 
         Raises:
-            BadSample: there is none for this image, its bytes are damaged, or the image has changed since.
+            BadSample: the folder lacks the image, its bytes are damaged, or the image has changed since.
             DataError: the file of names is damaged.
         """
-        wanted = np.uint64(name_hash(name))
-        index = self._hash.search(wanted)
-        if index == len(self._hash) or self._hash[index] != wanted:
+        index = self._hash.find(np.uint64(name_hash(name)))
+        if index is None:
             raise BadSample(name, f"has no features in {self.root}; run {COMMAND} again to add what is new")
         if self.images is not None and not self.images.is_still(name, tuple(self._stamp[index].tolist())):
             raise BadSample(name, f"has changed since its features in {self.root} were made; run {COMMAND} again")

@@ -172,8 +172,9 @@ def was_unpacked_into(folder: Path) -> bool:
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
-SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
-"""split -> names that folders and files have for it"""
+SPLITS = {"train": ("train", "training", "restval"), "val": ("val", "valid", "validation", "dev"),
+          "test": ("test", "testing")}
+"""split -> its usual names: of folders, files, and values of a column; restval is Karpathy's, and is trained on"""
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 """stem of one of several files of a split, as the Hugging Face hub has them"""
 _WORDS = re.compile(r"[\W\d_]+")
@@ -183,8 +184,8 @@ _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 def table_files(folder: Path) -> list[Path]:
     """The annotation files of one split in a folder; [] if it holds none.
 
-    They are those of a saved data set (`state.json`), the metadata file of an imagefolder, all Parquet files, or text
-    files with the usual names of splits.
+    They are those of a saved data set (`state.json`), the metadata of an imagefolder, all Parquet files, or text files
+    named by their splits.
 
     Raises:
         DataError: a saved data set lists no files; or the folder holds several splits, or files of several kinds.
@@ -238,7 +239,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    """The files of a folder whose names tell a split and are alike otherwise, or its only file; no shards' own.
+    """Files of a folder named by their split and alike otherwise, or its only file; no shards' own.
 
     Raises:
         DataError: there are several kinds of names, and not one of captions.

@@ -46,7 +46,7 @@ _START = b"\xff\xd8\xff"
 _MARKER, _SCAN, _NOTES = 0xFF, 0xDA, 0xE1
 """first byte of every segment; kind of the segment before the compressed data; kind of EXIF and XMP"""
 _LOST = ("premature end of data segment", "bad Huffman code", "instead of RST")
-"""libjpeg's warnings of pictures whose data has gaps; others, such as superfluous bytes, concern sound pictures too"""
+"""libjpeg's warnings of gaps in a picture's data; others, such as superfluous bytes, concern sound pictures too"""
 _COLOUR_SPACES = ("YCbCr", "RGB", "Gray")
 """CMYK is left to Pillow, which knows Adobe's inverted kind"""
 MAX_PIXELS = 64_000_000
@@ -290,7 +290,7 @@ class ImageFolder:
             return NO_STAMP
 
     def is_still(self, name: str, stamp: Stamp) -> bool:
-        """Whether an image is the one that `stamp` was taken of; True if there is none to compare.
+        """Whether an image is still the one of `stamp`; True if it cannot be compared.
 
         A file of the same size and time is not read. A copied folder has other times, so there the content counts.
         """

@@ -78,7 +78,7 @@ class ShardImages(ImageFolder):
         return super().stamp(name) if found is None else (found.size, 0, found.crc)
 
     def is_still(self, name: str, stamp: Stamp) -> bool:
-        """Whether an image is the one that `stamp` was taken of; True if there is none to compare."""
+        """Whether an image is still the one of `stamp`; True if it cannot be compared."""
         return self.stamp(name) in (stamp, NO_STAMP)
 
     def _find(self, name: str) -> Location:
@@ -154,7 +154,8 @@ class OpenedShards(NamedTuple):
 
 
 def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str | None = None,
-                keep: Callable[[Row], bool] | None = None, max_pixels: int = MAX_PIXELS) -> OpenedShards:
+                keep: Callable[[Row], bool] | None = None, max_pixels: int = MAX_PIXELS,
+                several: bool = False) -> OpenedShards:
     """The shards that an annotation entry names.
 
     Opening reads no row, unless the rows were not checked for these fields, or only some of them count.
@@ -164,9 +165,10 @@ def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str
         key: its key in the configuration, for messages.
         fields, explode, keep: as in `read_table`.
         max_pixels: see `images.load_rgb`.
+        several: whether shards of several splits may be among them, as the caller chooses rows itself, or reads none.
 
     Raises:
-        DataError: no index, an index of other shards, or faulty rows.
+        DataError: no index, an index of other shards, shards of several splits, or faulty rows.
     """
     names = names_in(cfg)
     if names is None:
@@ -177,8 +179,8 @@ def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str
               LocalShards(files.resolve(names.location), index.shards))
     if isinstance(shards, LocalShards) and names.names is None:
         shards.refuse_others()
-    if names.names is None and keep is None and fields:
-        _refuse_several_splits(index, names.location, key)
+    if names.names is None and keep is None and not several:
+        _refuse_several_splits(index, shards.location, key)
     first, count = _chosen(names, index, key)
     table = index.table([f"{shards.location}/{shard.name}" for shard in index.shards], first, count)
     if keep is None and _is_checked(index, fields) and explode in (None, EXPLODED):

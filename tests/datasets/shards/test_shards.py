@@ -24,6 +24,7 @@ from PIL import Image
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import FileConfig, RunConfig
 from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.builders.chat import ChatBuilder, ChatConfig
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageShardBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
@@ -150,7 +151,7 @@ def test_some_of_the_shards(folder, build, pattern, images):
         f"picture {8 - images}, caption 0", "picture 7, caption 1"]
 
 
-def test_a_folder_with_shards_of_several_splits_is_not_one_split(loose, tmp_path, build):
+def test_a_folder_with_shards_of_several_splits_is_not_one_split(loose, section, tmp_path, build):
     made = tmp_path / "both"
     pack(loose, made)
     shutil.move(made / "000000.tar", made / "val-000000.tar")
@@ -161,6 +162,9 @@ def test_a_folder_with_shards_of_several_splits_is_not_one_split(loose, tmp_path
     run_command("data", ["index", str(made)])
     with pytest.raises(DataError, match=r"both has shards of several splits \(train, val\). Name those of one"):
         build(made)
+    for builder, config in ((ImageQABuilder, ImageQAConfig), (ChatBuilder, ChatConfig)):
+        with pytest.raises(DataError, match=r"both has shards of several splits"):
+            builder("mine", section(made, {"train": ""}, config)).build("train", training=True)
     assert len(build(made / "train-{000000..000001}.tar")) == 10
 
 
