@@ -23,7 +23,7 @@ from lavis_lite import distributed
 from lavis_lite.checkpoints import manifest, weights
 from lavis_lite.config.compose import Composition, to_yaml
 from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.datasets.base import look_through
+from lavis_lite.datasets.base import learned_pictures, look_through
 from lavis_lite.datasets.features.cache import FeatureFolder
 from lavis_lite.device import pick_device, set_tf32
 from lavis_lite.errors import CheckpointError, DataError, LavisLiteError
@@ -84,6 +84,8 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     task = registry.get_task_class(config.run.task).from_config(config)
     datasets = build_datasets(config)
     on_main(lambda: check_words(datasets, config.run))
+    if not config.run.evaluate:
+        on_main(lambda: note_learned(datasets, config.run))
     check_evaluated(task, datasets, config)
     model = build_model(config)
     if config.run.evaluate and not config.run.allow_untrained:
@@ -166,6 +168,19 @@ def check_words(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
                 raise DataError(f"{name}, {split}: {count} {report.reason}:\n  "
                                 + "\n  ".join(report.shown) + "\nFix them, or set run.on_bad_sample=skip to leave "
                                 "these samples out (they are counted and listed).")
+
+
+def note_learned(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
+    """Report the pictures of evaluation splits that the run trains on."""
+    held_out = {f"{name}, {split}": dataset for name, splits in datasets.items() for split, dataset in splits.items()
+                if split not in run.train_splits}
+    training = [dataset for splits in datasets.values() for split, dataset in splits.items()
+                if split in run.train_splits]
+    for (name, dataset), count in zip(held_out.items(), learned_pictures(training, list(held_out.values())),
+                                      strict=True):
+        if count:
+            print(f"note: {name}: {count} of its pictures are trained on, too, so its scores are no test of new ones. "
+                  f"It has {len(dataset)} samples.", flush=True)
 
 
 def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], config: Config) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import random
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lavis_lite.datasets.annotations.kinds import BETWEEN_NAMES
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.protocols import Located
@@ -102,6 +103,31 @@ def image_number(space: str, image: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def pictures_of(row: Any) -> list[str]:
+    """The pictures, or the video, that a row names; videos in conversations are looked at when they are read."""
+    if "media" in row:
+        return [name for kind, name in row["media"] if kind == "image"]
+    return str(row["image"]).split(BETWEEN_NAMES)
+
+
+def learned_pictures(training: Sequence[object], held_out: Sequence[object]) -> list[int]:
+    """How many pictures of each held-out data set are in a training set, too.
+
+    A picture is known by its folder and its name. Data sets of more than `MOST_ROWS` rows are not looked at.
+    """
+    own = [set(_named_pictures(dataset)) for dataset in held_out]
+    every = set().union(*own)
+    learned = {one for dataset in training for one in _named_pictures(dataset) if one in every} if every else every
+    return [len(pictures & learned) for pictures in own]
+
+
+def _named_pictures(dataset: object) -> Iterator[tuple[str, str]]:
+    table, folder = getattr(dataset, "table", None), getattr(dataset, "folder", None)
+    if isinstance(table, RowTable) and folder is not None and len(table) <= MOST_ROWS:
+        root = str((getattr(folder, "images", None) or folder).root)  # kept features have their images' names
+        yield from ((root, name) for row in table.skim() for name in pictures_of(row))
+
+
 # --- texts ------------------------------------------------------------------------------------------------------------
 MOST_ROWS = 1_000_000
 """rows of a data set up to which all texts are checked before a run: some seconds"""
@@ -109,6 +135,15 @@ SOME_ROWS = 200_000
 """evenly spaced rows that are checked of a larger data set"""
 MOST_SHOWN = 20
 _SHOWN_CHARACTERS = 80
+
+
+EMPTY_CELLS = frozenset({"nan", "none", "null", "nat", "n/a", "#n/a", "undefined"})
+"""how programs write that a cell is empty, in lower case"""
+
+
+def is_empty_cell(text: str) -> bool:
+    """Whether a caption or a question is only how a program writes an empty cell."""
+    return len(text) < 12 and text.strip().lower() in EMPTY_CELLS
 
 
 def as_it_is(item: Any, rng: Any = None) -> Any:
@@ -159,6 +194,7 @@ class TextReport:
     Attributes:
         rows: of the data set. looked_at: how many of them were read. texts: in these.
         empty: texts with nothing left. shown: the first of these, `file:row: text`. cut: texts that lose their end.
+        cells: texts that are only how a program writes an empty cell.
         processor: its name. reason: why a text counts as empty.
         left_out: rows of the files that are not used because they lack what the section requires.
     """
@@ -168,6 +204,7 @@ class TextReport:
     texts: int = 0
     empty: int = 0
     cut: int = 0
+    cells: int = 0
     left_out: int = 0
     processor: str = ""
     reason: str = ""
@@ -175,7 +212,8 @@ class TextReport:
 
     def __str__(self) -> str:
         parts = [f"{self.empty:,} with {self.reason}" if self.empty else "",
-                 f"{self.cut:,} cut by {self.processor}" if self.cut else ""]
+                 f"{self.cut:,} cut by {self.processor}" if self.cut else "",
+                 f"{self.cells:,} like an empty cell (nan, None, null ...)" if self.cells else ""]
         some = f" (of {self.looked_at:,} of {self.rows:,} rows)" if self.looked_at < self.rows else ""
         lines = [f"{self.texts:,} texts{some}, {', '.join(filter(None, parts))}"] if any(parts) else []
         if self.left_out:
@@ -205,6 +243,7 @@ def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) 
         report.texts += len(texts)
         for kind, text in texts:
             cut = cuts(text)
+            report.cells += is_empty_cell(text)
             if plain and not cut and has_content(text):
                 continue
             report.cut += cut

@@ -120,6 +120,7 @@ def _check_dataset(name: str, section: DatasetConfig, config: Config, report: Re
     for key, message in wrong:
         report(key, message)
     _check_instruction(name, section, config.run, report)
+    _check_streams(name, section, config, report)
     try:
         builder = registry.get_builder_class(section.builder or name)(name, section)
         splits = list(builder.splits())
@@ -134,6 +135,16 @@ def _check_dataset(name: str, section: DatasetConfig, config: Config, report: Re
         report(f"datasets.{name}", str(error).removeprefix(f"datasets.{name}: "))
         return None
     return splits
+
+
+def _check_streams(name: str, section: DatasetConfig, config: Config, report: Report) -> None:
+    """The encoder knows the features of a stream by their place alone."""
+    wanted = (config.model.get("vit_args") or {}).get("streams")
+    given = {key: stream.tokens for key, stream in (getattr(section, "arrays", None) or {}).items()}
+    if isinstance(wanted, Mapping) and given and (list(wanted) != list(given) or any(
+            tokens not in (None, wanted[key]) for key, tokens in given.items())):
+        report(f"datasets.{name}.arrays", f"has the streams {given}, with their tokens, and model.vit_args.streams "
+               f"{dict(wanted)}; give both the same names, tokens and order.")
 
 
 def _check_instruction(name: str, section: DatasetConfig, run: RunConfig, report: Report) -> None:
@@ -210,12 +221,19 @@ def _check_mixing(run: RunConfig, splits: Mapping[str, list[str] | None], report
 
 
 def _check_splits(run: RunConfig, splits: Mapping[str, list[str] | None], report: Report) -> None:
-    """Every split of the run must be in the only data set, or in at least one of several."""
+    """Every split of the run must be in the only data set, or in at least one of several, and serve one purpose."""
+    trained = [] if run.evaluate else run.train_splits
+    for split in dict.fromkeys(trained):
+        if split in run.valid_splits or split in run.test_splits:
+            report("run.train_splits", f"{split!r} is evaluated, too, and would be read there as for training. Take it "
+                   f"out of one list. Later: evaluate --run RUN --options run.test_splits=[{split}]")
+        if trained.count(split) > 1:
+            report("run.train_splits", f"names {split!r} twice, so its samples would count twice.")
     if not splits or not all(splits.values()):
         return
     present = list(dict.fromkeys(split for own in splits.values() for split in own or ()))
     for key in ("train_splits", "valid_splits", "test_splits"):
-        for split in getattr(run, key) if key != "train_splits" or not run.evaluate else ():
+        for split in trained if key == "train_splits" else getattr(run, key):
             if split not in present:
                 who = f"data set {next(iter(splits))} has" if len(splits) == 1 else "none of the data sets has"
                 no = "no" if len(splits) == 1 else "a"

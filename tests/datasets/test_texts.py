@@ -14,6 +14,7 @@ from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.base import as_it_is, has_content, look_through
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
+from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
 from lavis_lite.datasets.loading.policy import TrainingSamples
 from lavis_lite.datasets.loading.sampler import SampleKey
@@ -96,10 +97,36 @@ def test_a_run_stops_before_its_model_is_loaded_or_says_what_it_leaves_out(capti
         "own, train: 6 texts, 3 with no words left after BlipCaption, 1 cut by BlipCaption")
 
 
+def test_captions_that_say_nan_are_counted(section, coco_folder, capsys):
+    """pandas writes them where a column was made text; trained on, they are captions."""
+    texts = ["nan", "None ", "a naan", "null object"]
+    rows = [{"image": f"{at}.png", "caption": text} for at, text in enumerate(texts)]
+    (coco_folder / "nan.json").write_text(json.dumps(rows))
+    cfg = section(coco_folder, {"train": "nan.json"}, CustomConfig, image_column="image", caption_column="caption")
+    engine.check_words({"own": {"train": CustomBuilder("own", cfg).build("train", training=True)}}, RunConfig())
+    assert capsys.readouterr().out == "own, train: 4 texts, 2 like an empty cell (nan, None, null ...)\n"
+    assert run_command("data", ["check", str(coco_folder / "nan.json"), "--image-root",
+                                str(coco_folder / "images")]) == 0
+    assert "captions or questions like an empty cell (nan, None, null ...): 2" in capsys.readouterr().out
+
+
 def test_evaluation_of_captions_only_says_it(captions, capsys):
     captions.needs_words = False  # as CaptionEvalDataset: the references are used as they are written
     engine.check_words({"own": {"val": captions}}, RunConfig())
     assert "3 with no words" in capsys.readouterr().out
+
+
+def test_pictures_that_are_evaluated_and_trained_on_are_counted(section, coco_folder, capsys):
+    rows = {"train": ["0.png", "1.png", "sub/../2.png"], "val": ["./2.png", "2.png", "3.png"], "test": ["4.png"]}
+    for split, names in rows.items():
+        (coco_folder / f"{split}.json").write_text(json.dumps([{"image": name, "caption": "a dog"} for name in names]))
+    builder = ImageCaptionBuilder("own", section(coco_folder, {split: f"{split}.json" for split in rows}))
+    built = {split: builder.build(split, split == "train") for split in rows}
+    engine.note_learned({"own": built}, RunConfig(train_splits=["train"]))
+    assert capsys.readouterr().out == ("note: own, val: 1 of its pictures are trained on, too, so its scores are no "
+                                       "test of new ones. It has 2 samples.\n")
+    engine.note_learned({"own": built}, RunConfig(train_splits=[]))
+    assert not capsys.readouterr().out
 
 
 def test_questions_without_words(section, coco_folder):

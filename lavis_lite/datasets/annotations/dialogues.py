@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lavis_lite.datasets.annotations.chats import FLAGS
 from lavis_lite.datasets.annotations.kinds import describe, file_name, identifier, text
 from lavis_lite.datasets.annotations.layout import Layout
 from lavis_lite.datasets.annotations.readers import read_rows
@@ -306,8 +307,9 @@ def _pairs(row: Row) -> list[list[Any]]:
         other = next((name for name in OTHER_LAYOUTS if name in row), None)
         raise ValueError(f"has its turns in {other!r}; {WRITE}" if other is not None else
                          "must be an object with 'conversations', a list of turns")
-    if not turns:
-        raise ValueError("conversations: has no turns")
+    if not turns or row.get("system"):
+        raise ValueError("conversations: has no turns" if not turns else
+                         "'system' is not read here; read the file with the builder chat")
     found = [_turn_text(number, turn) for number, turn in enumerate(turns)]
     if len(found) % 2:
         raise ValueError(f"conversations[{len(found)}]: is a question without an answer; take the last turn out")
@@ -323,6 +325,9 @@ def _turn_text(number: int, turn: Any) -> str:
     value = turn.get("value")
     if not isinstance(value, str):
         raise ValueError(f"{where}: value must be text, not {describe(value)}")
+    unread = [key for key in FLAGS if turn.get(key) not in (None, 1)] + [MARK] * (MARK in value)
+    if unread and number % 2:
+        raise ValueError(f"{where}: an answer's {unread[0]} is not read here; read the file with the builder chat")
     if value.count(MARK) > 1:
         raise ValueError(f"{where}: value has {value.count(MARK)} marks {MARK}; a row has one image")
     try:

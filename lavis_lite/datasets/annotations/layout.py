@@ -157,9 +157,12 @@ class Layout:
                 raise ValueError(f"is {value!r}, not one of {', '.join(map(repr, self.answer_words))}")
             word, choices = self.answer_words[str(value)], list(dict.fromkeys(self.answer_words.values()))
             return {"answers": [word], "counts": [1], "label": choices.index(word)}
-        if "answer_index" not in self.columns:
-            return answer_texts(value)
         choices = row.get("choices", [])
+        if "answer_index" not in self.columns:
+            if choices and str(value).isdecimal() and str(value) not in choices:
+                raise ValueError(f"is {value!r}, which is none of the {len(choices)} choices; if it is the index of "
+                                 "one, from 0, name its column in columns.answer_index")
+            return answer_texts(value)
         index = int(value) if isinstance(value, str) and value.isdecimal() else value
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
             raise ValueError(f"is {value!r}, not a place among the {len(choices)} choices")

@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -177,6 +178,10 @@ def _coco_rows(path: Path, images: list[Any], annotations: list[Any] | None = No
         index = COCO()
         index.dataset = {"images": images, "annotations": annotations}
         index.createIndex()
+    bare = [image["id"] for image in images if image["id"] not in index.imgToAnns]
+    if bare:
+        warnings.warn(f"{path}: {len(bare)} of its {len(images)} images have no annotation and are left out; the first "
+                      f"has the id {bare[0]!r}.", stacklevel=2)
     numbers = {id(annotation): number for number, annotation in enumerate(annotations, 1)}
     for row in facts:
         for annotation in index.imgToAnns.get(row["image_id"], []):

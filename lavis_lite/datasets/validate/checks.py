@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.annotations.kinds import BETWEEN_NAMES
-from lavis_lite.datasets.base import as_it_is, is_cut, is_left, main_texts, no_words
+from lavis_lite.datasets.base import as_it_is, is_cut, is_empty_cell, is_left, main_texts, no_words, pictures_of
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.caption import DuplicateIds
 from lavis_lite.datasets.files.image_paths import LINK, missing_files, why_absent
@@ -118,7 +117,7 @@ def _thumbnail(dataset: ImageTable, number: int, split: str) -> Thumbnail:
     row, folder = dataset.table[number], dataset.folder
     text = "; ".join(f"{'' if kind == 'caption' else kind[0].upper() + ': '}{words}" for kind, words in _texts_of(row))
     try:
-        name = next(iter(files_of(row)))
+        name = next(iter(pictures_of(row)))
         picture = folder.preview(name) if isinstance(folder, VideoFolder) else folder.load(name)
         return Thumbnail(f"{split} {number}", picture, text)
     except BadSample as error:
@@ -152,7 +151,7 @@ def scan(dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter, m
     seen: set[bytes] = set()
     for number in range(len(dataset.table)):
         row = dataset.table[number]
-        files = files_of(row)
+        files = pictures_of(row)
         for name in files:
             names.first_row.setdefault(name, number)
         twice.add(row, number, dataset)
@@ -165,13 +164,6 @@ def scan(dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter, m
     report.rows, report.images, report.left_out = len(dataset.table), len(names.first_row), dataset.table.left_out
     texts.finish(max_tokens)
     return names
-
-
-def files_of(row: Any) -> list[str]:
-    """The pictures that a row names; videos in conversations are looked at when they are read."""
-    if "media" in row:
-        return [name for kind, name in row["media"] if kind == "image"]
-    return str(row["image"]).split(BETWEEN_NAMES)
 
 
 def _texts_of(row: Any) -> Iterator[tuple[str, str]]:
@@ -203,6 +195,7 @@ class _Texts:
             if kind == main:
                 made = self._processor(text, None)
                 self._report.cut += is_cut(self._processor, text)
+                self._report.cells += is_empty_cell(text)
                 if not is_left(self._processor, made):
                     self._empty.add(f"{self._dataset.location(number)}: {kind} {text[:80]!r}")
             self._waiting[kind].append(made)

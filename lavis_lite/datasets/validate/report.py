@@ -78,7 +78,8 @@ class SplitReport:
         sizes: width, height, aspect (width / height), and frames for videos, of those that were opened.
         repeated: rows with the image and text of an earlier row, which is no error.
         learned: images of an evaluation split that a training split has too, which is no error.
-        cut: texts that the text processor shortens. left_out: rows that lack what the section requires.
+        cut: texts that the text processor shortens. cells: texts that are only how a program writes an empty cell.
+        left_out: rows that lack what the section requires.
     """
 
     split: str
@@ -92,6 +93,7 @@ class SplitReport:
     repeated: int = 0
     learned: int = 0
     cut: int = 0
+    cells: int = 0
     left_out: int = 0
     problems: list[Problem] = field(default_factory=list)
 
@@ -159,6 +161,8 @@ class Report:
             lines.append(f"texts cut by the text processor: {split.cut}")
         if split.left_out:
             lines.append(f"rows left out, which lack what `required` names: {split.left_out}")
+        if split.cells:
+            lines.append(f"captions or questions like an empty cell (nan, None, null ...): {split.cells}")
         if split.repeated:
             lines.append(f"rows that repeat an earlier one (same file, same text): {split.repeated}")
         if split.learned:

@@ -77,6 +77,9 @@ def test_official_coco_captions_are_joined_with_their_images(tmp_path, capsys):
                            {"image": "x/3.jpg", "caption": "c", "image_id": 3}]
     assert [table.location(index).rsplit(":", 1)[1] for index in range(3)] == ["2", "3", "1"]
     assert capsys.readouterr().out == ""
+    content["images"] += [{"id": 9, "file_name": "x/9.jpg"}]
+    with pytest.warns(UserWarning, match=r"coco.json: 1 of its 3 images have no annotation and are left out.* id 9"):
+        assert len(read_table([write(tmp_path, "coco.json", content)], FIELDS)) == 3
 
 
 def test_csv_places_are_line_numbers_and_quoted_texts_may_have_line_ends(tmp_path):

@@ -188,3 +188,16 @@ def test_annotations_of_other_questions(tmp_path: Path) -> None:
     more = [*ANSWERS, {**ANSWERS[0], "question_id": 99}]
     with pytest.warns(UserWarning, match="which are not used: 1, the first is question_id 99 at .*:3"):
         assert len(rows(official(tmp_path, annotations=more), image_pattern=PATTERN)) == 2
+
+
+@pytest.mark.parametrize(("answer", "choices", "right"), [
+    (1, ["cat", "dog"], False), ("1", ["cat", "dog"], False), ("2", ["1", "2"], True), (2, ["1", "2"], True),
+    ("B", ["cat", "dog"], True), ("bird", ["cat", "dog"], True)])
+def test_an_index_of_a_choice_is_not_learned_as_an_answer(answer, choices, right):
+    """Letters may be what is to be answered, and annotators may answer freely."""
+    layout = Layout(columns={"choices": "choices"})
+    if right:
+        assert layout.answer(answer, {"choices": choices})["answers"] == [str(answer)]
+        return
+    with pytest.raises(ValueError, match="none of the 2 choices; if it is the index of one, from 0, name its"):
+        layout.answer(answer, {"choices": choices})

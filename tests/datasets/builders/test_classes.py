@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lavis_lite.config.compose import compose
-from lavis_lite.datasets.validate.checks import files_of
+from lavis_lite.datasets.base import pictures_of
 from lavis_lite.errors import DataError
 from lavis_lite.mini_world.avi import motion_jpeg
 from lavis_lite.registry import registry
@@ -66,6 +66,12 @@ def test_class_files_that_cannot_be(names: str, words: str, classes: dict[str, A
         built("imagenet", classes, tmp_path, "val")
 
 
+def test_folders_that_are_no_class_are_told(classes: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("n1 tench\nn2 crane\n")
+    with pytest.warns(UserWarning, match=r"val: 1 of its folders are no class of .*names.txt, .*left out; .*'n3'"):
+        assert len(built("imagenet", classes, tmp_path, "val")) == 3
+
+
 def test_files_beside_the_pictures_are_no_pictures(classes: dict[str, Any], tmp_path: Path) -> None:
     for name in (".DS_Store", "Thumbs.db", "._0.png"):
         (tmp_path / "images" / "val" / "n1" / name).write_bytes(b"x")
@@ -88,7 +94,7 @@ def test_a_pair_of_pictures_is_two_frames(tmp_path: Path) -> None:
     assert view.shape == (3, 2, 8, 8) and torch.equal(view[:, 1], dataset[1]["image"][:, 0])
     assert view[0, 0].max() < view[0, 1].min()
     assert [dataset[index]["label"] for index in range(2)] == [0, 1] and dataset[0]["candidates"] == ["true", "false"]
-    assert files_of(dataset.table[0]) == ["dev/a.png", "dev/b.png"]
+    assert pictures_of(dataset.table[0]) == ["dev/a.png", "dev/b.png"]
     rows[1]["images"] = "dev/b.png"  # type: ignore[assignment]
     (tmp_path / "dev.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match=r"dev.json:2: field 'images' must be a list of several file names"):

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lavis_lite.checkpoints.weights import encoder_identity
+from lavis_lite.cli.data_cache_features import _training_splits
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.features import writer as feature_writer
 from lavis_lite.datasets.features.cache import FeatureFolder, file_of, refuse_random
@@ -225,6 +226,19 @@ def test_damage_is_found(job):
     (done.out / "manifest.json").write_text(json.dumps({"format": 9}))
     with pytest.raises(DataError, match="cannot be used as a manifest of features"):
         FeatureFolder(done.out)
+
+
+def test_splits_with_images_of_their_own_have_no_common_features(coco_folder, section):
+    """An image of one split may be called as one of the other, and would get its features."""
+    for split in ("train", "val"):
+        (coco_folder / split).mkdir()
+        (coco_folder / split / "rows.json").write_text(json.dumps([{"image": "0.png", "caption": "a"}]))
+    cfg = section(coco_folder, {split: f"{split}/rows.json" for split in ("train", "val")}, builder="image_caption")
+    config: Any = SimpleNamespace(datasets={"own": cfg}, run=SimpleNamespace(train_splits=["train", "val"]))
+    assert len(_training_splits(config, "own")) == 2
+    cfg.build_info.images.storage = None
+    with pytest.raises(DataError, match=r"train, val have images of their own \(.*train, .*val\).*images.storage"):
+        _training_splits(config, "own")
 
 
 def test_every_image_is_encoded_once(job, monkeypatch):

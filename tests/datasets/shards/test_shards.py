@@ -229,6 +229,12 @@ def test_other_data_are_not_mixed_in(loose, folder):
     with pytest.raises(DataError, match="of other data or of another --samples-per-shard"):
         pack(loose, folder, per_shard=4)
     pack(loose, folder)  # the same: nothing to do
+    picture = loose.folder.path("3.png")
+    before = picture.read_bytes()
+    picture.write_bytes(before + b" ")
+    with pytest.raises(DataError, match="of other data or of another --samples-per-shard"):
+        pack(loose, folder)
+    picture.write_bytes(before)
     shutil.rmtree(folder / ".parts")
     with pytest.raises(DataError, match="not written by this command"):
         pack(loose, folder)
