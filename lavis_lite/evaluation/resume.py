@@ -134,8 +134,9 @@ class EvalProgress(ProgressHandle):
     def stop_if_requested(self) -> None:
         """Raise EvaluationStopped on all ranks if a signal asked any rank to stop. Collective."""
         if code := max(distributed.all_gather_object(self.stop_requested())):
-            written = self.checkpoint.paths() if self.writable else []
-            raise EvaluationStopped(code, f"what is finished is kept in {written[0].parent}" if written else "")
+            folder = self.checkpoint.folder  # with the data sets before this one
+            written = self.writable and any(folder.glob("*.rank*.jsonl"))
+            raise EvaluationStopped(code, f"what is finished is kept in {folder}" if written else "")
 
     def close(self) -> None:
         """Remove the bar and close the file, which stays on the disk."""

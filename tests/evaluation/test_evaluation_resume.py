@@ -12,7 +12,15 @@ import torch
 from lavis_lite.config.schema import BuildInfo, DatasetConfig, FileConfig, RunConfig
 from lavis_lite.datasets.files.locate import annotation_hashes
 from lavis_lite.evaluation import resume
-from lavis_lite.evaluation.resume import EvalCheckpoint, EvalProgress, decode_line, encode_line, is_plain, read
+from lavis_lite.evaluation.resume import (
+    EvalCheckpoint,
+    EvalProgress,
+    EvaluationStopped,
+    decode_line,
+    encode_line,
+    is_plain,
+    read,
+)
 from lavis_lite.registry import registry
 from lavis_lite.runs import find_unfinished
 from lavis_lite.tracking.tracker import Tracker
@@ -103,6 +111,17 @@ def test_a_file_that_another_process_writes_is_left_alone(tmp_path):
     assert "another process" in second.problem
     writer.close()
     assert sorted(EvalCheckpoint(tmp_path, "val_toy_step0", PARTS, True, 0).load()[0]) == [0]
+
+
+def test_a_stop_before_the_first_batch_of_a_data_set_tells_what_is_kept_of_those_before(tmp_path):
+    second = EvalCheckpoint(tmp_path, "val_other_step0", PARTS, True, 0)
+    for kept in (False, True):
+        with pytest.raises(EvaluationStopped) as stopped:
+            EvalProgress(second, True, Tracker(), "val other", lambda: 143).stop_if_requested()
+        assert (stopped.value.kept == f"what is finished is kept in {second.folder}") is kept
+        first = EvalCheckpoint(tmp_path, "val_toy_step0", PARTS, True, 0)
+        first.append({"batch": 0, "rows": [], "samples": 1, "bad": []})
+        first.close()
 
 
 def parts_of(tmp_path, model=None, **run):
