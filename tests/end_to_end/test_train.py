@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.end_to_end.conftest import ROOT, Train, command, environment, losses, read_log
 from tests.helpers.processes import free_port
-from tests.reliability.harness import Job, Zygote, finish, start, texts, wait_for
+from tests.reliability.harness import Job, Zygote, finish, start, texts, wait_for, warm_process
 
 KEYS = {"step", "loss", "loss_itc", "loss_itm", "loss_lm", "lr", "images_per_second"}
 
@@ -24,12 +23,11 @@ def weights(output: Path, step: int) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[Zygote]:
+def warm() -> Zygote:
     """A process that has imported what trainings need; they are forked from it."""
-    server = Zygote()
+    server = warm_process()
     server.ask({"import": "tests.helpers.heavy_imports"})
-    yield server
-    server.close()
+    return server
 
 
 def forked(warm: Zygote, cache: Path, folder: Path, *options: str, **env: str) -> Job:

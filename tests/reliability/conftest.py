@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.reliability.chains import Uninterrupted
-from tests.reliability.harness import Zygote
+from tests.reliability.harness import Zygote, warm_process
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
+def zygote() -> Zygote:
     """Forks commands of the package."""
-    server = Zygote()
-    yield server
-    server.close()
+    return warm_process()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
@@ -97,6 +98,14 @@ class Zygote:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(10)
+
+
+@functools.cache
+def warm_process() -> Zygote:
+    """The one of this process of pytest: it takes seconds to start."""
+    server = Zygote()
+    atexit.register(server.close)
+    return server
 
 
 @dataclass
