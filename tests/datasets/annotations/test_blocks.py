@@ -103,7 +103,6 @@ def rows_of(path: Path) -> list[str]:
 @pytest.mark.parametrize("layout", ["lines", "list", "loose list"])
 def test_files_decoded_in_blocks_are_those_decoded_one_by_one(layout: str, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "BLOCK", 4)
     rng, whole = random.Random(0), 0
     path = tmp_path / ("a.jsonl" if layout == "lines" else "a.json")
     between = {"lines": "\n", "list": ", ", "loose list": " ,\n  "}[layout]
