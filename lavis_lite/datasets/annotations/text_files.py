@@ -191,12 +191,13 @@ def decoded_objects(content: str) -> list[dict[str, Any]] | None:
 def decoded_lines(lines: str) -> list[dict[str, Any]] | None:
     """The objects of lines that have one each, decoded at once; None: read the lines one by one.
 
-    The lines become a list with a mark between them, which no line has. If every second element is a mark, then no mark
-    is within an element, and each line is one element.
+    The lines become a list with a mark between them, which no line has. If every second element is a mark, and there
+    are as many others as lines, no element holds a mark. Then each line is one element.
     """
     if _MARK in lines:
         return None
-    return _objects(_MARKED, f"[{lines.replace(_LINE_FEED, _BETWEEN)}]", slice(None, None, 2))
+    objects = _objects(_MARKED, f"[{lines.replace(_LINE_FEED, _BETWEEN)}]", slice(None, None, 2))
+    return objects if objects and len(objects) == lines.count(_LINE_FEED) + 1 else None
 
 
 def _objects(decode: Callable[[str, int], tuple[Any, int]], content: str, which: slice) -> list[dict[str, Any]] | None:
