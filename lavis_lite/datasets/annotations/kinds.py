@@ -248,7 +248,7 @@ def _texts(values: Sequence[Any]) -> list[str] | None:
 
 
 def _captions(values: Sequence[Any]) -> list[str] | None:
-    return None if any(map(may_be_list, values)) else _texts(values)
+    return None if "[" in "".join(values) and any(map(may_be_list, values)) else _texts(values)
 
 
 def _file_names(values: Sequence[Any]) -> list[str] | None:

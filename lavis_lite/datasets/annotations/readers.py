@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import warnings
 from collections import Counter
@@ -22,6 +21,7 @@ from lavis_lite.datasets.annotations.text_files import (
     Cursor,
     FileFormat,
     NumberedRow,
+    blocks_of,
     decoded,
     decoded_lines,
     json_error,
@@ -42,8 +42,6 @@ LISTS = ("data", "annotations", "rows", "samples", "items", "examples", "entries
 """members that hold the rows of a file that is an object, if it has only one list"""
 COMPANIONS = ("info", "license", "licenses", "categories", "version", "meta", "metadata")
 """members beside the rows that say nothing about single rows"""
-BLOCK = 1024
-"""lines that are decoded at once"""
 _PANDAS = (" Convert it, for example with: python -c \"import pandas; pandas.{}(...).to_json('rows.jsonl', "
            "orient='records', lines=True)\"")
 _CONVERT = {
@@ -114,11 +112,11 @@ def read_folder(folder: Path, files: str) -> Iterator[tuple[str, Any]]:
 
 
 def _line_rows(content: str) -> Iterator[NumberedRow]:
-    lines, first, rest = lines_of(content), 1, 0
-    while block := list(itertools.islice(lines, BLOCK)):
+    first, rest = 1, 0
+    for block in blocks_of("\n".join(lines_of(content)) if "\r" in content else content):
         rows = None if rest else decoded_lines(block)
-        yield from enumerate(rows, first) if rows else _one_by_one(block, first)
-        first, rest = first + len(block), 0 if rows else (rest or ONE_BY_ONE) - 1
+        yield from enumerate(rows, first) if rows else _one_by_one(block.split("\n"), first)
+        first, rest = first + block.count("\n") + 1, 0 if rows else (rest or ONE_BY_ONE) - 1
 
 
 def _one_by_one(lines: list[str], first: int) -> Iterator[NumberedRow]:

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import hashlib
 import itertools
+import operator
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -136,12 +137,11 @@ def numbered_rows(files: Sequence[Path], form: FileFormat = AUTO) -> Iterator[tu
     Warns of a file without rows among several.
     """
     for file, one in enumerate(files):
-        found = False
-        for number, row in read_rows(one, form, file):
-            found = True
-            yield file, number, row
-        if len(files) > 1 and not found:
+        rows = read_rows(one, form, file)
+        first = list(itertools.islice(rows, 1))
+        if len(files) > 1 and not first:
             warnings.warn(f"{one}: has no rows; the other files of its split do.", stacklevel=2)
+        yield from map(operator.add, itertools.repeat((file,)), itertools.chain(first, rows))
 
 
 def made_rows(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path], errors: RowErrors,

@@ -8,6 +8,7 @@ systems are accepted. Other line separators, such as U+2028, are part of a text.
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import math
 import re
@@ -70,7 +71,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
     text = _decode(path, content, encoding)
-    if not text.strip():
+    if not text or text.isspace():
         raise DataError(f"{path}: the file is empty.")
     if "\0" in text:
         raise DataError(_null_character(path, content, text))
@@ -79,9 +80,11 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
 def lines_of(content: str, keep_ends: bool = False) -> Iterator[str]:
     """The lines of a text, one at a time; they end as on Unix, Windows or old Macs, and nowhere else."""
-    if not keep_ends and "\r" not in content:
-        yield from _unix_lines(content)
-        return
+    return (_any_lines(content, keep_ends) if keep_ends or "\r" in content
+            else itertools.chain.from_iterable(block.split("\n") for block in blocks_of(content)))
+
+
+def _any_lines(content: str, keep_ends: bool) -> Iterator[str]:
     start = 0
     for found in _LINE_END.finditer(content):
         yield content[start:found.end() if keep_ends else found.start()]
@@ -90,12 +93,12 @@ def lines_of(content: str, keep_ends: bool = False) -> Iterator[str]:
         yield content[start:]
 
 
-def _unix_lines(content: str) -> Iterator[str]:
-    """Lines that end in a line feed, found a chunk at a time."""
+def blocks_of(content: str) -> Iterator[str]:
+    """Whole lines that end in a line feed, about a chunk at a time, without the last line's end."""
     start = 0
     while start < len(content):
         end = content.find("\n", start + CHUNK) + 1 or len(content)
-        yield from content[start:end].removesuffix("\n").split("\n")
+        yield content[start:end].removesuffix("\n")
         start = end
 
 
@@ -157,6 +160,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 _LENIENT = json.JSONDecoder().raw_decode
 _AFTER_KEY = ('":', " :", "\t:", "\n:", "\r:")
 _MARK = "NaN"
+_LINE_FEED, _BETWEEN = "\n", f",{_MARK},"
 _PARTED = object()
 _MARKED = json.JSONDecoder(
     parse_constant={_MARK: _PARTED, "Infinity": math.inf, "-Infinity": -math.inf}.__getitem__).raw_decode
@@ -184,15 +188,16 @@ def decoded_objects(content: str) -> list[dict[str, Any]] | None:
     return _objects(_LENIENT, content, slice(None))
 
 
-def decoded_lines(lines: list[str]) -> list[dict[str, Any]] | None:
+def decoded_lines(lines: str) -> list[dict[str, Any]] | None:
     """The objects of lines that have one each, decoded at once; None: read the lines one by one.
 
-    The lines are joined to a list with a mark between them, which no line has. If every second element is a mark, and
-    there are as many others as lines, no element holds a mark. Then each line is one element.
+    The lines become a list with a mark between them, which no line has. If every second element is a mark, and there
+    are as many others as lines, no element holds a mark. Then each line is one element.
     """
-    joined, parts = f",{_MARK},".join(lines), len(lines) - 1
-    objects = _objects(_MARKED, f"[{joined}]", slice(None, None, 2)) if joined.count(_MARK) == parts else None
-    return objects if objects and len(objects) == len(lines) else None
+    if _MARK in lines:
+        return None
+    objects = _objects(_MARKED, f"[{lines.replace(_LINE_FEED, _BETWEEN)}]", slice(None, None, 2))
+    return objects if objects and len(objects) == lines.count(_LINE_FEED) + 1 else None
 
 
 def _objects(decode: Callable[[str, int], tuple[Any, int]], content: str, which: slice) -> list[dict[str, Any]] | None:
@@ -277,10 +282,9 @@ class Cursor:
         self.at += 1
         number, mark = 0, "]" if self.mark() == "]" else ","
         while mark == ",":
-            for row in self._objects():
-                number += 1
-                yield number, row
-            number += 1
+            objects = self._objects()
+            yield from enumerate(objects, number + 1)
+            number += len(objects) + 1
             self.element = member, number
             row, mark = self.value(), self.mark()
             if mark not in (",", "]"):
