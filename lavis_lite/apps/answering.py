@@ -14,6 +14,7 @@ from lavis_lite.apps.chat_api import ChatAnswer, ChatRequest
 from lavis_lite.apps.models import Loaded
 from lavis_lite.conversation import Picture, Turn
 from lavis_lite.models.decoding import Decoding
+from lavis_lite.models.language import answering
 from lavis_lite.models.language.rows import Segment, insert_pictures, size
 from lavis_lite.models.protocols import ChatModel
 from lavis_lite.processors.chat_templates import apply_template
@@ -43,9 +44,10 @@ class Answers:
             sequences = self.sequences(requests)
             read = [size(row) for row in self.language.answer_rows(sequences)]
             options = self.options(requests)
-            texts = ([self._streamed(requests[0], sequences, options)] if requests[0].streams else
-                     self.language.generate(sequences, options))
-        return [self._answer(text, count, options) for text, count in zip(texts, read, strict=True)]
+            found = ([self._streamed(requests[0], sequences, options)] if requests[0].streams else
+                     answering.answers(self.language, sequences, options, scored=False))
+        return [ChatAnswer(answer.text, "length" if answer.ending == "length" else "stop", count, answer.tokens)
+                for answer, count in zip(found, read, strict=True)]
 
     def sequences(self, requests: Sequence[ChatRequest]) -> list[list[Segment]]:
         """Conversations as the language model reads them; all pictures are encoded together."""
@@ -68,19 +70,18 @@ class Answers:
         seeds = None if shared.seeds is None else tuple(seed for one in requests for seed in one.options.seeds or ())
         return replace(shared, seeds=seeds, stop=tuple(dict.fromkeys((*shared.stop, *self.stop))))
 
-    def _streamed(self, request: ChatRequest, sequences: list[list[Segment]], options: Decoding) -> str:
-        text = ""
-        for piece in self.language.generate_stream(sequences, options):
+    def _streamed(self, request: ChatRequest, sequences: list[list[Segment]], options: Decoding) -> answering.Answer:
+        text, pieces = "", answering.stream(self.language, sequences, options)
+        while not request.cancelled():
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                whole: answering.Answer = end.value
+                return whole
             text += piece
             if request.stream is not None:
                 request.stream(piece)
-            if request.cancelled():
-                break
-        return text
-
-    def _answer(self, text: str, read: int, options: Decoding) -> ChatAnswer:
-        written = len(self.language.tokenizer.plain([text])[0]) if text else 0
-        return ChatAnswer(text, "length" if written >= options.max_new_tokens else "stop", read, written)
+        return answering.Answer(text)
 
 
 def _beside(turns: Sequence[Turn]) -> list[str]:

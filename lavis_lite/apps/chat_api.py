@@ -19,6 +19,14 @@ from lavis_lite.models.decoding import Decoding
 
 Finish = Literal["stop", "length"]
 ROLES = ("system", "user", "assistant")
+NOT_OFFERED: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,), "length_penalty": (1,),
+    "logit_bias": ({},), "top_k": (0, -1), "min_p": (0,), "min_tokens": (0,), "use_beam_search": (False,),
+    "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "response_format": ({"type": "text"},),
+    "tools": ([],), "functions": ([],)}
+"""keys of OpenAI and vLLM that ask for another answer -> values that ask for nothing"""
+SEEDS = 2**63
+"""a seed is below it, and not below its negative"""
 
 
 @dataclass(frozen=True)
@@ -81,15 +89,18 @@ class ChatAnswer:
 
 # requests -------------------------------------------------------------------------------------------------------------
 def parsed(body: Any, limits: Limits) -> ChatRequest:
-    """A request from the JSON of its body. Keys that say nothing about the answer are ignored.
+    """A request from the JSON of its body. Keys that would not change the answer are ignored.
 
     Raises:
         DataError: it is no such request, or asks for more than the limits allow.
     """
     if not isinstance(body, Mapping) or not isinstance(body.get("messages"), list) or not body["messages"]:
         raise DataError("messages: a request has a list of at least one message.")
-    if body.get("n", 1) != 1:
+    if body.get("n") not in (None, 1):
         raise DataError(f"n: one answer for each request, not {shown(body['n'])}.")
+    for key, neutral in NOT_OFFERED.items():
+        if body.get(key) not in (None, *neutral):
+            raise DataError(f"{key}: {shown(body[key])} would change the answer, and is not offered; leave it out.")
     pictures: list[Image.Image] = []
     turns = tuple(_turn(message, f"messages[{number}]", pictures, limits)
                   for number, message in enumerate(body["messages"]))
@@ -156,10 +167,12 @@ def _options(body: Mapping[str, Any], limits: Limits) -> Decoding:
     if not isinstance(stop, list) or not all(isinstance(one, str) and one for one in stop) or len(stop) > 4:
         raise DataError(f"stop: up to four texts, not {shown(stop)}.")
     seed = body.get("seed")
+    if seed is not None and not (type(seed) is int and -SEEDS <= seed < SEEDS):
+        raise DataError(f"seed: a whole number of at most 64 bits, not {shown(seed)}.")
     if temperature == 0.0:
         return Decoding(max_new_tokens=tokens, stop=tuple(stop))
     return Decoding(max_new_tokens=tokens, stop=tuple(stop), sample=True, temperature=temperature,
-                    top_p=max(top_p, 1e-6), seeds=(seed if type(seed) is int else secrets.randbits(31),))
+                    top_p=max(top_p, 1e-6), seeds=(secrets.randbits(31) if seed is None else seed,))
 
 
 def _number(body: Mapping[str, Any], key: str, low: float, high: float, default: float) -> float:

@@ -13,7 +13,8 @@ from torch import Tensor
 from lavis_lite.checkpoints.weights import one_at_a_time
 from lavis_lite.errors import ConfigError
 from lavis_lite.finite import check_finite
-from lavis_lite.models.base import BaseModel
+from lavis_lite.models.base import BaseModel, weights_hash
+from lavis_lite.models.plain_text import check_files
 from lavis_lite.models.protocols import FeatureExtractor
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -58,7 +59,7 @@ class ClipRanker:
     """
 
     def __init__(self, name: str, model: CLIPModel, processor: CLIPProcessor) -> None:
-        self.name, self.model, self.processor = f"clip {name}", model, processor
+        self.name, self.model, self.processor = f"clip {name} {weights_hash(model)}", model, processor
         self.most_tokens = int(model.config.text_config.max_position_embeddings)  # type: ignore[union-attr]
 
     @torch.inference_mode()
@@ -102,6 +103,7 @@ def load_clip(name: str, device: torch.device) -> ClipRanker:
         raise ConfigError(f"--clip {name}: cannot be loaded ({str(error).splitlines()[0]}). Give the folder or hub "
                           f"name of a CLIP model of transformers, such as {PAPER_CLIP}; the packaged models rank with "
                           "--ranker blip2:mini.") from error
+    check_files(processor.tokenizer, name, f"--clip {name}")
     if lacking := sorted(info["missing_keys"]):
         raise ConfigError(f"--clip {name}: lacks {len(lacking)} tensors of a CLIP model, such as {lacking[0]}; its "
                           "scores would be random. Give a whole CLIP model.")
@@ -121,7 +123,7 @@ class QFormerRanker:
                  text_processor: Callable[[str], str]) -> None:
         if not isinstance(model, FeatureExtractor):
             raise ConfigError(f"--ranker {name}: this model has no similarity of images and texts; use blip2:TYPE.")
-        self.name, self.model = f"ranker {name}", model
+        self.name, self.model = f"ranker {name} {weights_hash(model)}", model
         self.image_processor, self.text_processor = image_processor, text_processor
 
     @torch.inference_mode()

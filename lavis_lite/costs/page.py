@@ -15,7 +15,6 @@ from lavis_lite.costs.account import (
     UTILISATION,
     Memory,
     Traffic,
-    checkpoint_bytes,
     gradient_bytes,
     memory_of,
     seconds,
@@ -26,6 +25,7 @@ from lavis_lite.costs.scaling import Phases, Scaling
 from lavis_lite.device import DTYPES, wants_tf32
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.protocols import ExampleSamples
+from lavis_lite.runners.checkpointing import checkpoint_bytes
 
 META = torch.device("meta")
 SCALED_GPU = "H200 141 GB"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from lavis_lite.errors import ConfigError, did_you_mean, shown
 from lavis_lite.processors.text import MARKED, OPEN, without_marks
 
 Side = Literal["left", "right"]
+PROBE = "A photo of 2 cats, isn't it?"
+"""two tokenizers of one folder that split this alike are taken for one"""
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
@@ -188,6 +191,38 @@ def _is_free(pair: Any, renamed: dict[str, str]) -> bool:
     """Whether a merge has to do with no renamed word."""
     left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
     return renamed.keys().isdisjoint((left, right, left + right))
+
+
+def check_files(tokenizer: Any, source: str, key: str) -> None:
+    """Refuse a tokenizer that transformers makes of a folder without its vocabulary, or under a class that it guesses.
+
+    The first knows special tokens alone. The second, made for want of tokenizer_config.json, may split texts in
+    another way than the folder's tokenizer.json.
+
+    Args:
+        tokenizer: of transformers.
+        source: what it was made of; only a folder is checked.
+        key: that named it, for the message.
+
+    Raises:
+        ConfigError: it is one of these.
+    """
+    names, here = getattr(tokenizer, "vocab_files_names", {}), set(os.listdir(source) if os.path.isdir(source) else ())
+    parts = {name for part, name in names.items() if part in ("vocab_file", "merges_file")}
+    stored = "tokenizer.json" in here
+    if os.path.isdir(source) and names and not (
+            stored or (parts and parts <= here) or any(name.endswith(".model") for name in here)):
+        raise ConfigError(f"{key}: {source} has no vocabulary ({' and '.join(sorted(parts)) or 'tokenizer.json'}), so "
+                          "that every word would be unknown. Download the tokenizer again.")
+    if not stored or "tokenizer_config.json" in here:
+        return
+    from tokenizers import Tokenizer
+
+    own = Tokenizer.from_file(os.path.join(source, "tokenizer.json")).encode(PROBE, add_special_tokens=False).ids
+    if own != tokenizer(PROBE, add_special_tokens=False)["input_ids"]:
+        raise ConfigError(f"{key}: {source} has no tokenizer_config.json, and transformers takes its tokenizer for a "
+                          f"{type(tokenizer).__name__}, which splits texts in another way. Put that file beside "
+                          "tokenizer.json.")
 
 
 def frame(tokenizer: Any) -> tuple[list[int], list[int]]:

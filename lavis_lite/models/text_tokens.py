@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.errors import ConfigError, DataError, shown
-from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, as_text, frame, framed
+from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, as_text, check_files, frame, framed
 from lavis_lite.processors.text import without_control_tokens
 
 BEGIN_TOKEN = "[DEC]"
@@ -274,6 +274,7 @@ def _load(name: str, side: Side) -> Any:
             f"model.tokenizer: {name!r} is neither a folder with a tokenizer nor in the local cache, and it could not "
             f"be fetched ({str(error).splitlines()[0]}). Give a folder that holds vocab.txt, or {MINI!r} for the "
             "packaged one.") from error
+    check_files(tokenizer, str(folder), "model.tokenizer")
     lost = [kind for kind in ("cls", "sep", "pad") if getattr(tokenizer, f"{kind}_token_id") is None]
     if lost:
         raise ConfigError(f"model.tokenizer: {name!r} has no {', '.join(lost)} token; the Q-Former's texts are "

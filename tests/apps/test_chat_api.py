@@ -37,7 +37,8 @@ def test_a_conversation_with_pictures() -> None:
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [image(address()), text("what?"), image(address(8, "JPEG"))]},
         {"role": "assistant", "content": "red"}, {"role": "user", "content": "sure?"}],
-        "max_tokens": 7, "stop": "\n", "stream": True, "logit_bias": {}}, Limits())
+        "max_tokens": 7, "stop": "\n", "stream": True, "logit_bias": {}, "n": None,
+        "user": "u", "presence_penalty": 0.0, "response_format": {"type": "text"}}, Limits())
     assert [turn.role for turn in request.conversation.turns] == ["system", "user", "assistant", "user"]
     assert request.conversation.turns[1].parts == (Picture(0), "what?", Picture(1))
     assert [one.size for one in request.pictures] == [(4, 4), (8, 8)] and request.conversation.pictures == 2
@@ -74,6 +75,9 @@ def test_how_an_answer_is_drawn() -> None:
     (body(max_tokens=True), "not True"), (body(temperature=3), "temperature: a number from 0 to 2, not 3"),
     (body(temperature="hot"), "not 'hot'"), (body(top_p=True), "top_p: a number"),
     (body(stop=[""]), "stop: up to four"), (body(stop=3), "stop: up to four texts"),
+    (body(seed="7"), "seed: a whole number of at most 64 bits, not '7'"), (body(seed=2**63), "at most 64 bits"),
+    (body(frequency_penalty=1.5), "frequency_penalty: 1.5 would change the answer, and is not offered"),
+    (body(logprobs=True), "logprobs: True"), (body(response_format={"type": "json_object"}), "response_format: "),
 ])
 def test_what_is_refused(given: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):

@@ -128,6 +128,22 @@ def test_a_stream_is_the_answer_in_pieces(client: Any) -> None:
     assert len({json.loads(event)["id"] for event in events[:-1]}) == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_ran_out_of_tokens_says_so(stream: bool, service: Service) -> None:
+    """Whatever its text reads like as tokens again."""
+    def answer(most: int, **more: Any) -> Any:
+        given = asked("what is in the picture?", model="blip2_opt", stream=stream, **more)
+        return service.submit(service.request(json.dumps({**given, "max_tokens": most}).encode())).result()
+
+    whole = answer(64)
+    assert whole.finish == "stop" and whole.written > 2
+    for most in range(1, whole.written + 1):
+        found = answer(most)
+        assert (found.finish, found.written) == ("length", most) and whole.text.startswith(found.text)
+    stopped = answer(64, stop=[whole.text.split()[-1]])
+    assert stopped.finish == "stop" and stopped.written <= whole.written
+
+
 def test_requests_that_cannot_be_answered(client: Any, caplog: pytest.LogCaptureFixture,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     def post(**given: Any) -> tuple[int, str]:

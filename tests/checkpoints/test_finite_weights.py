@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.finite import is_finite, non_finite, non_finite_fused
 from lavis_lite.models.language import build_language_model
 from lavis_lite.models.language.build import load_pretrained
+from lavis_lite.models.language.families import LMLoadOptions, Quantization
 from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.runners import checkpointing
 from lavis_lite.runners.checkpointing import CheckpointStore
@@ -87,23 +90,86 @@ def test_a_language_models_folder(tmp_path: Path) -> None:
         load_pretrained(model, str(tmp_path / "nothing"))
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ("lacks", r"in 1 of its tensors, such as model\.decoder\.layers\.1\.fc1\.bias: the files lack them"),
-    ("layers", r"such as model\.decoder\.layers\.1\..*: the files have more layers than config\.json says")])
-def test_a_language_models_folder_with_other_tensors_than_its_config(change: str, words: str, tmp_path: Path) -> None:
-    """transformers draws what is missing at random, leaves out what is too much, and goes on."""
+FC1 = "model.decoder.layers.1.fc1"
+
+
+def without_bias(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    del tensors[f"{FC1}.bias"]
+
+
+def with_one_row_less(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    tensors[f"{FC1}.weight"] = tensors[f"{FC1}.weight"][1:].clone()
+
+
+def with_fewer_layers(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    config["num_hidden_layers"] = 1
+
+
+def with_biases_denied(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    config["enable_bias"] = False
+
+
+def with_an_adapter(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    tensors[f"{FC1}.lora_A.weight"] = torch.zeros(2, 2)
+
+
+def with_a_scale(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    tensors[f"{FC1}.SCB"] = torch.zeros(2)
+
+
+def with_nan(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    tensors[f"{FC1}.weight"][0, 0] = float("nan")
+
+
+Change = Callable[[dict[str, Tensor], dict[str, Any]], None]
+
+
+def damaged_folder(folder: Path, change: Change) -> Any:
+    """A saved OPT whose tensors or config.json were changed; returns its tokenizer."""
     saved = tiny("opt")
-    saved.model.save_pretrained(tmp_path)
-    if change == "lacks":
-        tensors = load_file(tmp_path / "model.safetensors")
-        del tensors["model.decoder.layers.1.fc1.bias"]
-        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    else:
-        config = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": 1}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-    model = build_language_model(str(tmp_path), tokenizer=saved.tokenizer.loaded)
+    saved.model.save_pretrained(folder)
+    tensors, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    change(tensors, config)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return saved.tokenizer.loaded
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (without_bias, r"in 1 of its tensors, such as model\.decoder\.layers\.1\.fc1\.bias: the files lack them"),
+    (with_one_row_less, r"in 1 of its tensors, such as .*1\.fc1\.weight: they have other shapes in the files"),
+    (with_fewer_layers, r"such as model\.decoder\.layers\.1\..*: the files have more layers than config\.json says"),
+    (with_biases_denied, r"such as model\.decoder\.layers\.0\.fc1\.bias.*: the files have them, and the layers of"),
+    (with_an_adapter, r"in 1 of its tensors, such as .*1\.fc1\.lora_A\.weight: the files have them"),
+    (with_a_scale, r"in 1 of its tensors, such as .*1\.fc1\.SCB: the files have them")])
+def test_a_language_models_folder_with_other_tensors_than_its_config(change: Change, words: str,
+                                                                     tmp_path: Path) -> None:
+    """transformers draws what is missing at random, leaves out what is too much, and goes on."""
+    model = build_language_model(str(tmp_path), tokenizer=damaged_folder(tmp_path, change))
     with pytest.raises(CheckpointError, match=words):
         load_pretrained(model, str(tmp_path))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes (extra quant) is missing")
+@pytest.mark.parametrize(("bits", "change", "words"), [
+    ("8bit", without_bias, r"1\.fc1\.bias: the files lack them"),
+    ("8bit", with_one_row_less, r"1\.fc1\.weight: they have other shapes"),
+    ("4bit", with_one_row_less, r"1\.fc1\.weight: they have other shapes"),
+    ("8bit", with_nan, r"hold NaN or infinity: model\.decoder\.layers\.1\.fc1\.SCB")])
+def test_the_same_of_weights_that_are_quantised_while_they_are_read(bits: Quantization, change: Change, words: str,
+                                                                    tmp_path: Path) -> None:
+    model = build_language_model(str(tmp_path), tokenizer=damaged_folder(tmp_path, change),
+                                 setup=LMLoadOptions(quantization=bits))
+    with pytest.raises(CheckpointError, match=words):
+        load_pretrained(model, str(tmp_path))
+
+
+def test_weights_that_are_quantised_already_are_not_taken_for_plain_ones(tmp_path: Path) -> None:
+    tiny("opt").model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(ConfigError, match=r"quantised already \(gptq\)"):
+        build_language_model(str(tmp_path))
 
 
 def test_a_conversion(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class CompatModule(ModuleType):
 
 
 def _imported_there(module: str, name: str) -> str | None:
-    """The target of a class that other modules of the table have: LAVIS' modules import each other's, forks use that."""
+    """The target of a name that other modules of the table have: LAVIS' modules import each other's, and show them."""
     targets = {row[name] for row in MODULES.values() if name in row} if module.count(".") > 1 else set()
     return targets.pop() if len(targets) == 1 else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,20 +28,25 @@ Candidates = Sequence[str] | Sequence[Sequence[str]]
 Normalise = Literal["sum", "mean"]
 ImageIndex = Sequence[int] | Tensor
 """indices, as a list or int64[B]"""
+Ending = Literal["end", "stop", "length"]
 PAIRS_AT_ONCE = 64
 """pairs of a sample and a candidate that are scored together"""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A text and its log-likelihood.
+    """A text, how it came to its end, and its log-likelihood.
 
     Attributes:
         text: without spaces around, up to the first stop string.
+        tokens: that were written, the end left out.
+        ending: end (the model wrote its end token), stop (a stop string), or length (the most tokens).
         score: sum over its tokens, and its end token if it wrote one, by the model's own probabilities.
     """
 
     text: str
+    tokens: int = 0
+    ending: Ending = "end"
     score: float = float("nan")
 
 
@@ -54,18 +59,19 @@ def answers(model: LanguageModel, sequences: Sequence[Segments], options: Decodi
     prefix = model.read_rows(rows) if scored else None
     ids = written(model, lambda some: model.read_rows([rows[number] for number in some]) if prefix is None else prefix,
                   text_ids(rows), options, joins=not scored)
-    texts = [Answer(text) for text in model.tokenizer.decode(ids, options.stop)]
+    found = [answer_of(model, row, options) for row in ids]
     if not scored:
-        return texts
-    ended = [[*row, model.tokenizer.end] if wrote_end(model, row, options) else row for row in ids]
+        return found
+    ended = [[*row, model.tokenizer.end] if answer.ending == "end" else row
+             for row, answer in zip(ids, found, strict=True)]
     count = options.num_captions
     groups = [ended[start:start + count] for start in range(0, len(ended), count)]
     scores = score_table(model, lambda: prefix, groups, "sum", PAIRS_AT_ONCE).flatten().tolist()
-    return [replace(answer, score=score) for answer, score in zip(texts, scores, strict=True)]
+    return [replace(answer, score=score) for answer, score in zip(found, scores, strict=True)]
 
 
-def stream(model: LanguageModel, sequences: Sequence[Segments], options: Decoding) -> Iterator[str]:
-    """The answer to one sequence, piece by piece."""
+def stream(model: LanguageModel, sequences: Sequence[Segments], options: Decoding) -> Generator[str, None, Answer]:
+    """The answer to one sequence, piece by piece; returns it as a whole."""
     if len(sequences) != 1:
         raise ConfigError(f"a stream answers one sequence, not {len(sequences)}.")
     with torch.no_grad():
@@ -88,7 +94,8 @@ def stream(model: LanguageModel, sequences: Sequence[Segments], options: Decodin
     from lavis_lite.models.language.answer_text import pieces  # most answers are given whole
 
     by_words = bool(getattr(model.tokenizer.loaded, "clean_up_tokenization_spaces", False))
-    yield from pieces(texts(), lambda: model.tokenizer.decode([ids], options.stop)[0], options.stop, by_words)
+    yield from pieces(texts(), lambda: answer_of(model, ids, options).text, options.stop, by_words)
+    return answer_of(model, ids, options)
 
 
 def written(model: LanguageModel, read: Callable[[Sequence[int]], Any], prompts: Sequence[Sequence[int]],
@@ -170,10 +177,12 @@ def prompt_rows(model: LanguageModel, sequences: Sequence[Segments], options: De
     return rows
 
 
-def wrote_end(model: LanguageModel, row: Sequence[int], options: Decoding) -> bool:
-    """Whether the model itself ended an answer, neither a stop string nor the longest length."""
-    text = model.tokenizer.spelled(row)
-    return len(row) < options.max_new_tokens and before_stop(text, options.stop) == text
+def answer_of(model: LanguageModel, row: Sequence[int], options: Decoding) -> Answer:
+    """The answer that ids without their end spell."""
+    text, length = model.tokenizer.spelled(row), len(row)
+    kept = before_stop(text, options.stop)
+    ending: Ending = "stop" if kept != text else "length" if length == options.max_new_tokens else "end"
+    return Answer(kept.strip(), length, ending)
 
 
 def no_losses(model: LanguageModel, sequences: Sequence[Segments]) -> Tensor:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -27,6 +26,7 @@ from lavis_lite.models.language.contract import LanguageModel
 from lavis_lite.models.language.decoder_only import DecoderOnly
 from lavis_lite.models.language.families import LMFamily, LMLoadOptions, Precision, Quantization, family_of
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits
+from lavis_lite.models.language.weights import SHOWN, is_quantised, refuse_partial
 from lavis_lite.models.provenance import WeightSource, mark_loaded
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -34,7 +34,6 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
           "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
 _UNFROZEN = "was_unfrozen"
-SHOWN = 3
 
 
 def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, tokenizer: Any = None,
@@ -66,6 +65,7 @@ def build_language_model(name: str, *, sizes: dict[str, Any] | None = None, toke
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     config = _config(name, sizes)
+    _refuse_quantised_already(name, config, setup)
     row = family_of(config.model_type, family)
     if row.extra_tokens:
         config.vocab_size += row.extra_tokens
@@ -132,6 +132,15 @@ def _config(name: str, sizes: dict[str, Any] | None) -> Any:
         raise ConfigError(f"{where}: {name if sizes is None else sizes.get('model_type')!r} is no language model that "
                           f"can be built here ({str(error).splitlines()[0]}). Give a folder with config.json, or a "
                           "model_type of transformers with its sizes.") from error
+
+
+def _refuse_quantised_already(name: str, config: Any, setup: LMLoadOptions) -> None:
+    """Refuse files of quantised weights, which plain layers would take for weights."""
+    method = getattr(config, "quantization_config", None)
+    if method is not None and setup.quantization is None:
+        kind = method.get("quant_method") if isinstance(method, dict) else method
+        raise ConfigError(f"model.llm_model: the weights of {name!r} are quantised already ({kind}). Name the model "
+                          "that they were made of; model.llm_quantization=8bit quantises it while it is read.")
 
 
 def _dtype(precision: Precision, family: LMFamily) -> torch.dtype:
@@ -214,8 +223,8 @@ def load_pretrained(language_model: LanguageModel, folder: str, source: WeightSo
         _add_words(found, words)
     prepare(found, language_model.family)
     found = found if setup.quantization else found.to(dtype)
-    if not setup.quantization and not allow_non_finite:
-        check_weights(dict(found.named_parameters()), folder)
+    if not allow_non_finite:  # scales of quantised weights are in the state alone
+        check_weights(dict(found.state_dict() if setup.quantization else found.named_parameters()), folder)
     transplant(found, plan)
     adapters: set[str] = set()
     if setup.lora is not None or any(hasattr(module, "reset_lora_parameters") for module in plan.modules()):
@@ -242,27 +251,18 @@ def _add_words(model: Any, count: int) -> None:
 
 
 def _read(kind: Any, folder: str, dtype: torch.dtype, setup: LMLoadOptions) -> Any:
-    if setup.quantization is None:
-        with _silent_about_ties(), _bar_for_people():
-            found, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-        _refuse_partial(found, folder, info)
-        return found
-    from lavis_lite.process.launch import launch_from_environment  # only quantised weights go to a GPU here
+    with _silent_about_ties(), _bar_for_people():
+        if setup.quantization is None:
+            found, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True,
+                                               ignore_mismatched_sizes=True)  # `refuse_partial` names them
+        else:
+            from lavis_lite.process.launch import launch_from_environment  # only quantised weights go to a GPU here
 
-    local = launch_from_environment().local_rank
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    return read_quantised(kind, folder, setup.quantization, dtype, device)
-
-
-def _refuse_partial(model: nn.Module, folder: str, info: Mapping[str, Iterable[str]]) -> None:
-    """Refuse weights of which transformers left out layers, or drew tensors at random because the files lack them."""
-    kinds = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
-    over = sorted(name for name in info["unexpected_keys"] if re.sub(r"\d+", "#", name) in kinds)
-    for names, what in ((sorted(info["missing_keys"]), "the files lack them, so they would be random"),
-                        (over, "the files have more layers than config.json says")):
-        if names:
-            raise CheckpointError(f"model.llm_model: {folder} does not fit its own config.json in {len(names)} of its "
-                                  f"tensors, such as {', '.join(names[:SHOWN])}: {what}. Download it again.")
+            local = launch_from_environment().local_rank
+            device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+            found, info = read_quantised(kind, folder, setup.quantization, dtype, device)
+    refuse_partial(found, folder, info)
+    return found
 
 
 @contextlib.contextmanager
@@ -311,7 +311,7 @@ def quantization_config(bits: Quantization, dtype: torch.dtype) -> Any:
 
 
 def read_quantised(kind: Any, folder: str, bits: Quantization, dtype: torch.dtype, device: torch.device) -> Any:
-    """A transformers model of class `kind` with quantised weights, on `device`.
+    """A transformers model of class `kind` with quantised weights, on `device`, and what its files lacked.
 
     Raises:
         ConfigError: bitsandbytes is too old, or cannot compute on the devices here.
@@ -319,7 +319,7 @@ def read_quantised(kind: Any, folder: str, bits: Quantization, dtype: torch.dtyp
     """
     try:
         return kind.from_pretrained(folder, dtype=dtype, quantization_config=quantization_config(bits, dtype),
-                                    device_map={"": str(device)})
+                                    device_map={"": str(device)}, output_loading_info=True)
     except (ImportError, RuntimeError) as error:
         raise ConfigError(f"model.llm_quantization: {bits} does not work here: {str(error).splitlines()[0]} Set "
                           "model.llm_quantization=null, or update with pip install -U 'lavis_lite[quant]'.") from error
@@ -341,7 +341,7 @@ def transplant(found: nn.Module, plan: nn.Module) -> None:
         if any(path.startswith(f"{done}.") for done in replaced):
             continue
         target = plan.get_submodule(path)
-        if _is_adapted(target) and not _is_quantised(module):
+        if _is_adapted(target) and not is_quantised(module):
             target = target.base_layer  # type: ignore[assignment]
         if path and type(target) is not type(module):
             _replace(plan, path, module)
@@ -366,10 +366,6 @@ def check_no_meta(model: nn.Module) -> None:
 def _is_adapted(module: nn.Module) -> bool:
     """Whether peft put an adapter around a layer."""
     return isinstance(getattr(module, "base_layer", None), nn.Module)
-
-
-def _is_quantised(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("bitsandbytes")
 
 
 def _fill(module: nn.Module, target: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lavis_lite.errors import ConfigError, TextTooLongError
 from lavis_lite.models.language.families import LMFamily
-from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, frame, framed
+from lavis_lite.models.plain_text import CutTexts, PlainEncoder, Side, check_files, frame, framed
 
 
 @dataclass(frozen=True)
@@ -205,12 +205,14 @@ def _load(source: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.llm_model: the tokenizer {source!r} is neither a folder with a tokenizer nor in the local cache, "
             f"and could not be fetched ({str(error).splitlines()[0]}). Get it with `hf download {source}`, or give a "
             "folder.") from error
+    check_files(tokenizer, source, "model.llm_tokenizer")
+    return tokenizer
 
 
 def differ(rows: Sequence[Sized]) -> bool:

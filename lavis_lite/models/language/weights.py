@@ -7,19 +7,23 @@ predict, D width, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import at_least_float32, freeze, without_autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Project = Callable[[Tensor], Tensor]
+SHOWN = 3
+"""names of tensors in a message"""
 LOGITS_AT_ONCE = 2**23
 """32 MB in float32, and two or three times that while their gradient is made"""
 LEAST_TOKENS = 128
@@ -86,6 +90,55 @@ class HeldWeights(nn.Module):
     def own_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast switched off around frozen weights, which have their type; weights that train follow it."""
         return contextlib.nullcontext() if self.trains else without_autocast(self.home)
+
+
+# what was read --------------------------------------------------------------------------------------------------------
+def refuse_partial(model: nn.Module, folder: str, info: Mapping[str, Any]) -> None:
+    """Refuse weights of which transformers left out some, or drew tensors at random because the files lack them.
+
+    Left out are layers beyond the configuration's, and what a layer has in the files alone. Such are biases
+    that the configuration denies, scales of quantised weights, adapters.
+
+    Args:
+        model: with the weights.
+        folder: of the files.
+        info: transformers' loading info.
+
+    Raises:
+        CheckpointError: names the tensors.
+    """
+    kinds = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
+    layers = {name for name, module in model.named_modules() if not any(module.children())}
+    over = {name for name in info["unexpected_keys"] if re.sub(r"\d+", "#", name) in kinds}
+    beside = {name for name in info["unexpected_keys"] if not layers.isdisjoint(_modules_above(name))} - over
+    shapes = {name for name, *_ in info.get("mismatched_keys", ())} | set(_misshapen(model))
+    for names, what in ((info["missing_keys"], "the files lack them, so they would be random"),
+                        (shapes, "they have other shapes in the files"),
+                        (over, "the files have more layers than config.json says"),
+                        (beside, "the files have them, and the layers of config.json have no use for them")):
+        if names:
+            raise CheckpointError(f"model.llm_model: {folder} does not fit its own config.json in {len(names)} of its "
+                                  f"tensors, such as {', '.join(sorted(names)[:SHOWN])}: {what}. Download it again.")
+
+
+def _modules_above(name: str) -> list[str]:
+    """The modules that a tensor's name lies in: "a" and "a.b" of "a.b.bias"."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _misshapen(model: nn.Module) -> Iterator[str]:
+    """Quantised weights of another shape than their layer's, which transformers does not compare."""
+    for path, module in model.named_modules():
+        if is_quantised(module) and isinstance(module, nn.Linear):
+            held = getattr(module.weight, "quant_state", None) or module.weight
+            if tuple(held.shape) != (module.out_features, module.in_features):
+                yield f"{path}.weight"
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a module is one of bitsandbytes'."""
+    return type(module).__module__.startswith("bitsandbytes")
 
 
 # the output layer -----------------------------------------------------------------------------------------------------

@@ -256,6 +256,15 @@ class VisionEncoder(Encoder):
         return list(self.vit.blocks)
 
     # what others need to know -----------------------------------------------------------------------------------------
+    @property
+    def design(self) -> dict[str, Any]:
+        """What features depend on beside pixels and weights, as plain values."""
+        attention, mlp = (next((part for block in self.vit.blocks if (part := getattr(block, name, None))), None)
+                          for name in ("attn", "mlp"))
+        return {"layers": list(self.layers), "dropped tokens": self.dropped,
+                "heads": getattr(attention, "num_heads", None), "activation": type(getattr(mlp, "act", None)).__name__,
+                "norm_eps": [module.eps for module in self.vit.modules() if isinstance(module, nn.LayerNorm)][:1]}
+
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning rates: 0 embeddings and what precedes the blocks, i+1 block i.
 
