@@ -87,7 +87,7 @@ def assemble(config: Config, device: torch.device, run_dir: Path, launch: Launch
     if not config.run.evaluate:
         on_main(lambda: note_learned(datasets, config.run))
     check_evaluated(task, datasets, config)
-    model = build_model(config)
+    model = task.prepared(build_model(config))
     if config.run.evaluate and not config.run.allow_untrained:
         refuse_untrained(model, remedies(config.run))
     check_features(datasets, model)

@@ -174,11 +174,20 @@ def required_weights(model: ModelConfig) -> list[WeightFile]:
     return [*needs, *_language_needs(model), *checkpoints]
 
 
-def timm_weights(model: ModelConfig) -> list[WeightFile]:
-    """The repository that timm reads for `vit_weights: timm`, if the encoder's name says which weights it has."""
-    name = str(model.get("vit_model"))
-    wanted = model.get("vit_weights") == "timm" and "." in name and not model.brings_backbones
-    return [WeightFile("vit_weights", timm_repository(name))] if wanted else []
+def read_by_others(model: ModelConfig) -> list[WeightFile]:
+    """What other libraries read by themselves, when it is needed.
+
+    timm reads a repository for `vit_weights: timm`, if the encoder's name says which weights it has. Of a language
+    model that a section gives by its sizes, transformers reads the tokenizer.
+    """
+    if model.brings_backbones:
+        return []
+    name, found = str(model.get("vit_model")), []
+    if model.get("vit_weights") == "timm" and "." in name:
+        found.append(WeightFile("vit_weights", timm_repository(name)))
+    if isinstance(model, NamesLanguageModel) and model.llm_args is not None and model.llm_tokenizer is None:
+        found.append(WeightFile("llm_tokenizer", str(model.language_model_name())))
+    return found
 
 
 def _brings_encoder(model: ModelConfig) -> bool:
@@ -201,8 +210,8 @@ def _language_needs(model: ModelConfig) -> list[WeightFile]:
     if not isinstance(model, NamesLanguageModel):
         return []
     name, tokenizer = str(model.language_model_name()), model.llm_tokenizer
-    if model.llm_args is not None and tokenizer is None:
-        tokenizer = name
+    if model.llm_args is not None and tokenizer is None and name.startswith(PACKAGED_PREFIX):
+        tokenizer = name  # transformers does not know packaged names
     needs = [] if model.llm_args is not None else [WeightFile("llm_model", name)]
     return needs + ([] if tokenizer is None else [WeightFile("llm_tokenizer", str(tokenizer))])
 

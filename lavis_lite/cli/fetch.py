@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lavis_lite.checkpoints.weights import required_weights, timm_weights
+from lavis_lite.checkpoints.weights import read_by_others, required_weights
 from lavis_lite.cli.console import add_config, command_parser
 from lavis_lite.config.compose import compose
 from lavis_lite.config.schema import Config
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 def fetch_all(config: Config) -> list[str]:
     """Try to fetch everything; return one sentence for each failure."""
     problems = []
-    for need in [*required_weights(config.model), *timm_weights(config.model)]:
+    for need in [*required_weights(config.model), *read_by_others(config.model)]:
         try:
             print(f"model.{need.key}: {need.fetch()}")
         except DataError as error:

@@ -71,7 +71,7 @@ def model_types(arch: str) -> dict[str, Path]:
     if arch in registry.model.builtins and not registry.model.is_own(arch):
         return types
     cls = registry.get_model_class(arch)
-    if getattr(cls, TYPES_TABLE, None):
+    if getattr(cls, TYPES_TABLE, None) is not None:
         return types | _listed(cls, TYPES_TABLE)
     parent = next(filter(None, map(registry.model.builtin_name, cls.__mro__)), None)
     inherits = parent and issubclass(_section(registry.model, arch, ModelConfig),

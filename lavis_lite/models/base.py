@@ -150,7 +150,7 @@ def known_options(method: Callable[P, R]) -> Callable[P, R]:
         if not open_ended:
             for name in kwargs:
                 if name not in takes:
-                    raise ConfigError(f"{method.__name__} has no option {name!r}; {did_you_mean(name, names)}")
+                    raise ConfigError(f"{method.__name__} has no option {name!r}; {did_you_mean(name, names[1:])}")
         return method(*args, **kwargs)
 
     return checked

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.checkpoints.weights import required_weights, timm_weights
+from lavis_lite.checkpoints.weights import read_by_others, required_weights
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_lite.config.typed import check_arguments, check_hooks, check_optimizer, run_errors
@@ -257,7 +257,7 @@ def missing(config: Config) -> list[str]:
 
 def missing_weights(section: ModelConfig) -> list[str]:
     """Weights and tokenizers of a model section that are neither on disk nor packaged."""
-    needs = [*required_weights(section), *timm_weights(section)]
+    needs = [*required_weights(section), *read_by_others(section)]
     return [need.describe_missing() for need in needs if not need.is_local()]
 
 

@@ -101,6 +101,10 @@ class BaseTask(Generic[M, D]):
         """The task of a run; by default made of its `run:` section alone."""
         return cls(config.run)
 
+    def prepared(self, model: BaseModel) -> BaseModel:
+        """The model of the run, as it was built; a task may freeze parts of it or add some before it trains."""
+        return model
+
     def before_training(self, model: BaseModel, datasets: Mapping[str, Mapping[str, Any]]) -> None:
         """Called once before the first step, or the first after a resume; nothing to do by default.
 

@@ -42,6 +42,7 @@ class RankingTask(WritingTask[Ranker, Choices]):
     needs_model = Ranker
     needs_data = Choices
     servers: ClassVar[tuple[Server, ...]] = ("plain", "hatefulmemes", "aokvqa")
+    in_line = ("accuracy", "chance", "answerable", "auc", "agg_metrics", "mrr", "r1", "r5", "r10", "mean_rank", "ndcg")
     cfg: RankingRunConfig
 
     def __init__(self, cfg: RankingRunConfig) -> None:

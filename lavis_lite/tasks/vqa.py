@@ -43,6 +43,7 @@ from lavis_lite.tasks.writing import (
 
 LEFT_OUT = "left_out"
 EMPTY = "empty_answers"
+IN_LINE = ("accuracy", "anls", "majority", "agg_metrics", LEFT_OUT, EMPTY)
 KEPT = 10
 """candidates of each sample in rows and reports; the answer lists of real data sets have thousands"""
 Likeliest = list[list[Any]]
@@ -69,6 +70,7 @@ class VQATask(WritingTask[Answerer, Questions]):
     needs_data = Questions
     servers: ClassVar[tuple[Server, ...]] = ("vqa", "textvqa", "gqa", "vizwiz", "aokvqa")
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    in_line: tuple[str, ...] = IN_LINE
     cfg: VQARunConfig
 
     def __init__(self, cfg: VQARunConfig) -> None:
@@ -166,6 +168,7 @@ class VQATask(WritingTask[Answerer, Questions]):
             references = {name: truth.answers for name, truth in truths.items()}
             self._captioned = caption_scores(answers, references, self.caption_metrics).scores
             scores |= self._captioned
+            self.in_line = (*IN_LINE, *self._captioned)
         if self.cfg.baselines and "accuracy" in scores:
             scores |= self._baselines(dataset, {name: asked[name]["question"] for name in answers}, truths)
         counts = {LEFT_OUT: len(rows) - len(answers), EMPTY: sum(not row["answer"] for row in rows)}

@@ -44,6 +44,9 @@ class WritingTask(BaseTask[M, D]):
     config_class: ClassVar[type[RunConfig]] = WritingRunConfig
     servers: ClassVar[tuple[Server, ...]] = ("plain",)
     """servers for which predictions can be written; the first is the default"""
+    in_line: tuple[str, ...] = ()
+    """beginnings of the scores that `line` tells in its own way; those that a subclass adds follow. Empty: `line` tells
+    all"""
     cfg: WritingRunConfig
 
     def __init__(self, cfg: WritingRunConfig) -> None:
@@ -104,7 +107,9 @@ class WritingTask(BaseTask[M, D]):
         if "predictions" in scores:
             return (f"{scores['predictions']:.0f} predictions written, not scored ({self._why})"
                     f"{CONTROLS[self.cfg.control]}{self._format_hint}")
-        return self.line(scores)
+        known = self.in_line or tuple(scores)
+        others = {name: value for name, value in scores.items() if not name.startswith(known)}
+        return self.line(scores) + (f", {BaseTask.summary(self, others)}" if others else "")
 
     def line(self, scores: dict[str, float]) -> str:
         """The summary of one data set that was scored."""

@@ -250,6 +250,13 @@ class Tracker:
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self.sinks = list(sinks)
+        self._opened: tuple[int, int] | None = None
+
+    def add(self, sink: Sink) -> None:
+        """One more sink, such as a hook's own from its `on_start`; it is opened if the run has begun."""
+        self.sinks.append(sink)
+        if self._opened is not None:
+            sink.open(*self._opened)
 
     @classmethod
     def from_run(cls, cfg: RunConfig, run_dir: Path, main: bool) -> Tracker:
@@ -284,6 +291,7 @@ class Tracker:
 
     def open(self, start_step: int, total_steps: int) -> None:
         """See `Sink.open`."""
+        self._opened = start_step, total_steps
         self._each(lambda sink: sink.open(start_step, total_steps))
 
     def advance(self, step: int) -> None:

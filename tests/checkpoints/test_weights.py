@@ -12,12 +12,13 @@ import torch
 from lavis_lite import load_model
 from lavis_lite.checkpoints import weights
 from lavis_lite.checkpoints.export import export_lite
-from lavis_lite.checkpoints.weights import WeightFile, build_model, required_weights
+from lavis_lite.checkpoints.weights import WeightFile, build_model, read_by_others, required_weights
 from lavis_lite.config.compose import compose
 from lavis_lite.errors import CheckpointError, DataError
-from lavis_lite.models.blip2.config import Blip2Config, Blip2OPTConfig, Blip2QformerConfig
+from lavis_lite.models.blip2.config import Blip2AnyLLMConfig, Blip2Config, Blip2OPTConfig, Blip2QformerConfig
 from lavis_lite.models.language.families import Lora
 from lavis_lite.models.provenance import WeightRecord
+from lavis_lite.preflight.run import missing_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +88,13 @@ def test_an_encoder_that_trains_starts_from_its_own_file_where_the_checkpoint_ha
     section = replace(mini(), pretrained=whole, load_pretrained=True, freeze_vit=False)
     assert [need.key for need in required_weights(section)] == ["tokenizer", "pretrained"]
     assert torch.equal(dict(build_model(section).vision_encoder.named_parameters())[name], weight)
+
+
+def test_a_language_model_by_its_sizes_needs_a_tokenizer_to_run() -> None:
+    section = Blip2AnyLLMConfig(vit_model="mini", llm_model="some/model", llm_args={"model_type": "gpt_neox"})
+    assert read_by_others(section) == [WeightFile("llm_tokenizer", "some/model")]
+    assert read_by_others(replace(section, llm_tokenizer="mini/opt")) == []
+    assert any("model.llm_tokenizer: 'some/model' is not here" in line for line in missing_weights(section))
 
 
 def test_a_fetched_url_is_found_where_it_was_put(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from lavis.processors.base_processor import BaseProcessor  # isort: skip
 from lavis.processors.randaugment import RandomAugment, VideoRandomAugment  # isort: skip
 from lavis.runners import RunnerBase  # isort: skip
 from lavis.tasks.base_task import BaseTask  # isort: skip
+from lavis.tasks.vqa import VQATask  # isort: skip
 
 
 class Noise(BaseProcessor):
@@ -185,6 +186,26 @@ def test_a_task_predicts_and_scores() -> None:
     rows = [row for batch in ([0, 1], [2]) for row in adapter.predict(Halving(), {"x": torch.tensor(batch)})]
     assert adapter.task.beams == 3 and adapter.task.seen is data.written
     assert adapter.score(Halving(), rows, data, "val") == {"agg_metrics": 3.0, "count": 3.0}
+
+
+def test_a_task_may_change_the_model_of_its_run() -> None:
+    class Freezing(Listing):
+        def build_model(self, cfg: Any) -> Any:
+            return super().build_model(cfg).requires_grad_(False)
+
+    model = torch.nn.Linear(2, 2)
+    assert adapted_task(Listing)(run_section()).prepared(model) is model and model.weight.requires_grad
+    assert adapted_task(Freezing)(run_section()).prepared(model) is model and not model.weight.requires_grad
+
+
+def test_a_task_calls_lavis_constructor_by_position() -> None:
+    class Mine(VQATask):
+        def __init__(self, num_beams: int, max_len: int, min_len: int, evaluate: bool, num_ans_candidates: int,
+                     inference_method: str = "rank", prompt: str = "", **kwargs: Any) -> None:
+            super().__init__(num_beams, max_len, min_len, evaluate, num_ans_candidates, inference_method, prompt)
+
+    task = Mine.setup_task(SimpleNamespace(run_cfg={"num_beams": 4, "prompt": "{}?"}))
+    assert (task.num_beams, task.num_ans_candidates, task.prompt, task.report_metric) == (4, 128, "{}?", True)
 
 
 def test_a_task_may_loop_over_the_loader_itself() -> None:

@@ -12,11 +12,13 @@ from omegaconf import OmegaConf
 import lavis_lite.compat.lavis  # noqa: F401  (makes `lavis` importable)
 from lavis_lite import load_model
 from lavis_lite.compat.lavis import sizes
-from lavis_lite.errors import ConfigError, ContractError
+from lavis_lite.errors import ConfigError, ContractError, DataError
 from lavis_lite.registry import registry
 from tests.compat.helpers import MINI, VISION, lavis_tensors
 
 from lavis.common.config import Config  # isort: skip
+from lavis.models import load_model as load_lavis_model  # isort: skip
+from lavis.models import load_model_and_preprocess  # isort: skip
 from lavis.common.registry import registry as lavis_registry  # isort: skip
 from lavis.models.blip2_models.blip2_opt import Blip2OPT  # isort: skip
 from lavis.models.blip2_models.blip2_image_text_matching import Blip2ITM  # isort: skip
@@ -186,3 +188,30 @@ def test_a_class_of_the_registry_builds_and_loads_as_lavis_does(opt: Any, tmp_pa
     torch.testing.assert_close(model(samples)["loss"], opt(samples)["loss"])
     section = OmegaConf.load(cls.default_config_path("caption_coco_opt2.7b")).model
     assert section.image_size == 364 and section.load_finetuned
+
+
+@pytest.mark.parametrize(("arch", "kind"), [("blip2_opt", "mini_instruct"), ("blip2_vicuna_instruct", "mini")])
+def test_a_script_gets_a_model_with_lavis_parts_and_the_package_s_texts(arch: str, kind: str) -> None:
+    model, processors, _ = load_model_and_preprocess(arch, kind, is_eval=True)
+    part = "opt" if arch == "blip2_opt" else "llm"
+    assert all(hasattr(model, name) for name in ("visual_encoder", "ln_vision", "Qformer", f"{part}_proj"))
+    samples = {"image": pictures(), "prompt": ["what is it?"] * 2}
+    ours = load_model(arch, kind, is_eval=True)
+    assert model.generate(samples, max_length=20) == ours.generate(samples, max_length=20)
+    assert set(processors) == {"train", "eval"} and not model.training
+
+
+def test_a_script_s_other_models_and_options_are_the_package_s() -> None:
+    assert load_lavis_model("vision_language", "mini").connector is not None
+    assert type(load_lavis_model("blip2_opt", "mini", dtype="fp32")) is registry.get_model_class("blip2_opt")
+    with pytest.raises(DataError, match="eva_vit_g.pth"):  # before anything is built
+        load_lavis_model("blip2_opt", "pretrain_opt2.7b")
+
+
+def test_modules_have_what_lavis_imports_there() -> None:
+    from lavis.models.blip2_models import blip2_qformer
+
+    assert blip2_qformer.BlipOutputFeatures.__name__ == "Blip2Features"
+    assert blip2_qformer.Blip2Base.__name__ == "Blip2Base"
+    with pytest.raises(ImportError, match="no_such_name of LAVIS is not carried"):
+        _ = blip2_qformer.no_such_name

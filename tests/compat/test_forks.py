@@ -91,6 +91,12 @@ def test_a_file_of_the_fork_that_is_not_there_is_an_error_only_if_it_is_chosen(w
         compose(workplace / "run.yaml", chosen)
 
 
+def test_a_name_that_is_taken_out_of_the_mapping_is_registered_again() -> None:
+    names = registry.mapping["model_name_mapping"]
+    assert names.pop("no_such_model", None) is None and names.pop("blip2_t5", None) is not None
+    assert "blip2_t5" in names, "until a project registers it again"
+
+
 def test_two_classes_of_projects_cannot_share_a_name() -> None:
     for place in range(2):
         cls = type(f"Own{place}", (BaseModel,), {"__module__": "somewhere"})

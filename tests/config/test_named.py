@@ -171,3 +171,40 @@ def test_the_tables_of_lavis_classes_work(folder: Path, monkeypatch: pytest.Monk
     composition = compose(home / "lake_run.yaml")
     assert composition.errors == [] and composition.config.datasets["lake_birds"].train_size == 5
     assert composition.config.model.allow_non_finite and not composition.config.model.load_pretrained
+
+
+HEIRS = """
+from dataclasses import dataclass
+from lavis_lite.config.schema import ModelConfig
+from lavis_lite.models.blip2.stage1 import Blip2Qformer
+from lavis_lite.registry import registry
+
+@registry.register_model("types_heir")
+class Heir(Blip2Qformer):
+    pass
+
+@registry.register_model("types_listed")
+class Listed(Blip2Qformer):
+    PRETRAINED_MODEL_CONFIG_DICT = {"own": "own.yaml"}
+
+@dataclass
+class SmallConfig(ModelConfig):
+    width: int = 3
+
+@registry.register_model("types_small")
+class Small(Blip2Qformer):
+    config_class = SmallConfig
+"""
+
+
+def test_a_class_that_derives_from_a_packaged_one_has_its_types(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "types_heirs.py").write_text(HEIRS)
+    (tmp_path / "heir.yaml").write_text("base: projects/blip2/stage1.yaml\nimports: [types_heirs]\n"
+                                        "model: {arch: types_heir}\n")
+    config = compose(tmp_path / "heir.yaml").config
+    assert config.model["vit_model"] == "mini" and config.preprocess.vis_processor.train["image_size"] == 64
+    assert model_types("types_heir") == model_types("blip2")
+    assert list(model_types("types_listed")) == ["own"]
+    assert model_types("types_small") == {}, "its section lacks the keys of those YAMLs"

@@ -439,6 +439,19 @@ def test_an_auxiliary_loss_is_added_and_logged() -> None:
     torch.testing.assert_close(output.loss, plain.loss + output["loss_norm"])
 
 
+def test_another_loss_may_take_the_place_of_itc() -> None:
+    class Mine(Blip2Qformer):
+        def itc_loss(self, contrast: Contrast) -> Tensor:
+            return contrast.sim_i2t.square().mean()
+
+    model, samples = tiny_model().eval(), tiny_batch()
+    plain = model(samples)
+    model.__class__ = Mine
+    output = model(samples)
+    assert output.loss_itc != plain.loss_itc and output.loss_itm == plain.loss_itm
+    torch.testing.assert_close(output.loss - plain.loss, output.loss_itc - plain.loss_itc)
+
+
 # text without padding -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_packed_text_equals_padded_text(checkpoint: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lavis_lite.checkpoints.weights import timm_weights
+from lavis_lite.checkpoints.weights import read_by_others
 from lavis_lite.cli.main import main
 from lavis_lite.config.compose import compose
 from lavis_lite.config.recipes import Recipe, recipes
@@ -43,4 +43,4 @@ def test_each_stage_starts_from_the_one_before() -> None:
         assert tuned.model.pretrained == stage2.run.output_dir and tuned.model["qformer_text_input"]
         assert tuned.model["pretrained_stage1"] == stage2.model.pretrained and stage2.model.load_pretrained
         assert "quickgelu" in tuned.model["vit_model"]  # the activation that these weights were trained with
-        assert [need.value for need in timm_weights(tuned.model)] == ["timm/vit_base_patch16_clip_224.openai"]
+        assert [need.value for need in read_by_others(tuned.model)] == ["timm/vit_base_patch16_clip_224.openai"]

@@ -104,6 +104,13 @@ def test_multiple_choice_takes_the_likeliest_and_reports_by_subject() -> None:
     assert sum(one.share for one in shown[0].candidates) == pytest.approx(1)
 
 
+def test_scores_that_a_subclass_adds_are_told() -> None:
+    scores = {"accuracy": 0.5, "accuracy_question_art": 0.5, "chance": 0.25, "agg_metrics": 0.5, "ece": 0.125}
+    assert make("ranking").summary(scores) == "accuracy 0.500 (chance 0.250), ece 0.125"
+    assert make("vqa").summary({"accuracy": 0.5, "accuracy_answer_yes": 1.0, "agg_metrics": 0.5, "mine": 2.0}).endswith(
+        "accuracy 0.500, mine 2")
+
+
 def test_an_option_that_is_there_twice_is_right_in_both_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """The label is 1, and the first of equally likely candidates is chosen."""
     monkeypatch.setattr(f"{__name__}.OPTIONS", [["blue", "blue", "red"], *OPTIONS[1:]])

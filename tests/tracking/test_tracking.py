@@ -15,7 +15,7 @@ import torch
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import MissingExtraError
 from lavis_lite.tracking import tracker as jsonl
-from lavis_lite.tracking.sinks import Console, TensorBoard, WeightsAndBiases, flat_scalars, logged_in, record_line
+from lavis_lite.tracking.sinks import Console, Sink, TensorBoard, WeightsAndBiases, flat_scalars, logged_in, record_line
 from lavis_lite.tracking.tracker import Tracker, parameter_table
 
 pytestmark = pytest.mark.usefixtures("curves")
@@ -296,3 +296,18 @@ def test_an_evaluation_has_a_bar_of_its_own_that_goes_away():
     alone.begin("val toy", 20)
     alone.proceed(3)
     alone.close()
+
+
+def test_a_sink_that_comes_later_is_opened():
+    class Mine(Sink):
+        opened = None
+
+        def open(self, start_step, total_steps):
+            self.opened = start_step, total_steps
+
+    tracker, early, late = Tracker(), Mine(), Mine()
+    tracker.add(early)
+    assert early.opened is None
+    tracker.open(3, 10)
+    tracker.add(late)
+    assert early.opened == late.opened == (3, 10)

@@ -6,6 +6,7 @@ A class's `from_config` gets its section as an OmegaConf node. What it loads by 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import logging
@@ -19,21 +20,25 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lavis_lite import distributed
+from lavis_lite import distributed, zoo
 from lavis_lite.checkpoints.load import load_checkpoint
 from lavis_lite.checkpoints.manifest import source_of, weight_files
-from lavis_lite.checkpoints.weights import WeightFile
+from lavis_lite.checkpoints.weights import WeightFile, fetch_all, required_weights
 from lavis_lite.compat.lavis.paths import config_path, located
+from lavis_lite.compat.lavis.registry import registry
 from lavis_lite.compat.lavis.sections import as_node, given_name, reading, section_class
 from lavis_lite.compat.lavis.sizes import sizes, sizes_in
+from lavis_lite.config.compose import model_sections
 from lavis_lite.config.schema import ModelConfig, RunConfig
+from lavis_lite.device import pick_device
 from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.models.base import BaseModel as CoreModel
 from lavis_lite.models.base import ParameterGroup
-from lavis_lite.models.provenance import WeightSource, mark_loaded, sources_of
+from lavis_lite.models.provenance import WeightSource, mark_loaded, record_of, refuse_untrained, sources_of
 from lavis_lite.process.launch import launch_from_environment
 from lavis_lite.torchvision_shim import ensure_torchvision
+from lavis_lite.zoo.loading import REMEDIES
 
 TASK_OPTIONS = ("use_nucleus_sampling", "top_p", "temperature", "repetition_penalty", "length_penalty",
                 "penalise_prompt", "num_ans_candidates", "answer_list", "inference_method")
@@ -162,6 +167,32 @@ class BaseModel(CoreModel):
         if not return_str:
             return total
         return f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total / 1e3:.1f}K"
+
+
+def load_model_and_preprocess(name: str, model_type: str, is_eval: bool = False, device: Any = "cpu",
+                              checkpoint: str | None = None, **options: Any) -> tuple[Any, Any, Any]:
+    """As this package's, but a model that LAVIS has too has LAVIS' parts: `visual_encoder`, `Qformer`, `opt_proj`.
+
+    Further options (`run`, `dtype`, `quantization` ...) give this package's model, which has other names for them.
+    """
+    cls = registry.get_model_class(name)
+    if options or not issubclass(cls, BaseModel):
+        return zoo.load_model_and_preprocess(name, model_type, is_eval, device, checkpoint=checkpoint, **options)
+    section, preprocess = model_sections(name, model_type)
+    if checkpoint is not None:
+        section = section.replaced(load_pretrained=True, pretrained=str(checkpoint), load_finetuned=False)
+    fetch_all(required_weights(section), f"{name}/{model_type}")
+    model = cls.from_config(dataclasses.asdict(section))
+    model.weight_record = record_of(model)
+    if is_eval:
+        refuse_untrained(model, REMEDIES)
+    return model.train(not is_eval).to(pick_device(device, key="device")), *zoo.load_preprocess(preprocess)
+
+
+def load_model(name: str, model_type: str, is_eval: bool = False, device: Any = "cpu", checkpoint: str | None = None,
+               **options: Any) -> Any:
+    """The model of `load_model_and_preprocess` alone."""
+    return load_model_and_preprocess(name, model_type, is_eval, device, checkpoint, **options)[0]
 
 
 def adopt(cls: type) -> None:

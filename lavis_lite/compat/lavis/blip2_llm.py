@@ -12,6 +12,8 @@ changed it.
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -72,7 +74,9 @@ class LavisBlip2LLM(Blip2Base, core.Blip2LLM):
         joint = max_txt_len if self.defaults.joint_limit else None
         limits = Limits(max_txt_len, max_output_txt_len or max_txt_len, joint, self.defaults.prompt_side)
         path = str(WeightFile("llm_model", name).fetch())
-        language_model = build_language_model(path, family=self.defaults.family, limits=limits)
+        is_llama = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["model_type"] == "llama"
+        family = self.defaults.family if is_llama else None  # Vicuna's facts are those of a LLaMA
+        language_model = build_language_model(path, family=family, limits=limits)
         load_pretrained(language_model, path, source_of("language model", given_name(name), path))
         self.__dict__["wrapped_language_model"] = language_model  # its module is a child under LAVIS' name
         setattr(self, f"{self.part}_model", freeze(language_model.model))

@@ -34,7 +34,7 @@ class CompatModule(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         here = self.__name__
-        target = MODULES.get(here, {}).get(name)
+        target = MODULES.get(here, {}).get(name) or _imported_there(here, name)
         if target is not None:
             module, _, attribute = target.partition(":")
             found = importlib.import_module(HOME + module if module.startswith(".") else module)
@@ -47,6 +47,12 @@ class CompatModule(ModuleType):
             raise AttributeError(name)
         raise NotCarriedError(f"{here}.{name} of LAVIS is not carried by lavis_lite.compat.lavis; "
                               f"{did_you_mean(name, self.__all__)} {DOCS}")
+
+
+def _imported_there(module: str, name: str) -> str | None:
+    """The target of a name that other modules of the table have: LAVIS' modules import each other's, and show them."""
+    targets = {row[name] for row in MODULES.values() if name in row} if module.count(".") > 1 else set()
+    return targets.pop() if len(targets) == 1 else None
 
 
 class _TableLoader(Loader):

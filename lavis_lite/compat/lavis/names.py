@@ -19,7 +19,8 @@ _MODELS = {
     **_all(".blip2_qformer", "Blip2Qformer", "Blip2ITM"),
     **_all(".blip2_llm", "Blip2OPT", "Blip2T5", "Blip2T5Instruct", "Blip2VicunaInstruct"),
 }
-_ZOO = {**_all("lavis_lite.zoo", "load_model", "load_model_and_preprocess", "load_preprocess", "model_zoo")}
+_ZOO = {**_all(".base_model", "load_model", "load_model_and_preprocess"),
+        **_all("lavis_lite.zoo", "load_preprocess", "model_zoo")}
 _TASKS = {
     **_all(".tasks", "BaseTask", "setup_task"),
     **_all(".task_classes", "CaptionTask", "VQATask", "GQATask", "AOKVQATask", "ImageTextPretrainTask", "RetrievalTask",
@@ -169,6 +170,7 @@ ABSENT = {
     **{f"lavis.models.{family}": "this package has BLIP-2 and InstructBLIP, not this family of models." for family in (
         "albef_models", "alpro_models", "blip_models", "blip_diffusion_models", "clip_models", "gpt_models",
         "img2prompt_models", "pnp_vqa_models", "ulip_models", "beats", "vit", "med", "timesformer")},
+    "lavis.common.gradcam": "`lavis_lite.report` draws where a model looks (docs/guide/looking_inside.md).",
     "lavis.processors.gpt_processors": "they prepare features for GPT-2, which is not here. A project may bring "
                                        "them.",
     "lavis.tasks.vqa_reading_comprehension": "it belongs to PNP-VQA. run.task: vqa_reading_comprehension is here "

@@ -54,6 +54,10 @@ class Names(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
+    def pop(self, name: str, default: Any = None) -> Any:
+        """The class of a name. It stays until a project registers the name again, which takes its place anyway."""
+        return self.get(name, default)
+
 
 class LavisRegistry:
     """LAVIS' calls; `registry` below is the one instance."""
@@ -63,6 +67,8 @@ class LavisRegistry:
         self._state: dict[str, Any] = dict(STATE)
         self.built: Mapping[str, Mapping[str, Any]] = {}
         """data sets of a run, while its task is shown them"""
+        self.built_model: Any = None
+        """model of a run, while its task's `build_model` is called"""
 
     # registering ------------------------------------------------------------------------------------------------------
     def register_model(self, name: str) -> Decorator:

@@ -39,12 +39,11 @@ class _WritingTask(BaseTask):
         """The task of a run, by its run section."""
         run = cfg.run_cfg
         return cls(num_beams=run.get("num_beams", 5), max_len=run.get("max_len", 30), min_len=run.get("min_len", 1),
-                   evaluate=run.get("evaluate", False), report_metric=run.get("report_metric", True),
-                   **cls._more(run))
+                   evaluate=run.get("evaluate", False), **cls._more(run))
 
     @classmethod
     def _more(cls, run: Any) -> dict[str, Any]:
-        return {}
+        return {"report_metric": run.get("report_metric", True)}
 
     def after_evaluation(self, val_result: Any, split_name: str = "", epoch: Any = 0, **kwargs: Any) -> Any:
         """Write the results; what `_report_metrics` measures on the file."""
@@ -75,6 +74,12 @@ class VQATask(_WritingTask):
 
     id_key = "question_id"
 
+    def __init__(self, num_beams: int = 3, max_len: int = 10, min_len: int = 1, evaluate: bool = False,
+                 num_ans_candidates: int = 128, inference_method: str = "generate", prompt: str = "",
+                 **more: Any) -> None:
+        super().__init__(num_beams, max_len, min_len, evaluate, **more)
+        self.num_ans_candidates, self.inference_method, self.prompt = num_ans_candidates, inference_method, prompt
+
     @classmethod
     def _more(cls, run: Any) -> dict[str, Any]:
         return {"num_ans_candidates": run.get("num_ans_candidates", 128), "prompt": run.get("prompt") or "",
@@ -93,8 +98,8 @@ class VQATask(_WritingTask):
         """Answers of a batch."""
         answers = model.predict_answers(
             samples=samples, answer_list=self.answer_list, num_beams=self.num_beams, max_len=self.max_len,
-            min_len=self.min_len, num_ans_candidates=getattr(self, "num_ans_candidates", 128),
-            inference_method=getattr(self, "inference_method", "generate"), prompt=getattr(self, "prompt", ""))
+            min_len=self.min_len, num_ans_candidates=self.num_ans_candidates, inference_method=self.inference_method,
+            prompt=self.prompt)
         return [{"question_id": plain(number), "answer": answer}
                 for answer, number in zip(answers, samples["question_id"], strict=True)]
 

@@ -40,10 +40,10 @@ class BaseTask:
         return cls()
 
     def build_model(self, cfg: Config) -> Any:
-        """The model of a run, with its weights."""
+        """The model of a run, with its weights. In a run, a project's override is called with the one that is there."""
         from lavis_lite.checkpoints.weights import build_model
 
-        return build_model(cfg.core.model, print)
+        return registry.built_model or build_model(cfg.core.model, print)
 
     def build_datasets(self, cfg: Config) -> Mapping[str, Mapping[str, Any]]:
         """Data set -> split -> data set. In a run, a project's override is called with those that the run uses."""
@@ -129,6 +129,16 @@ class TaskAdapter(CoreTask):
         return cls(config.run, Config(config))
 
     # training -------------------------------------------------------------------------------------------------------
+    def prepared(self, model: Any) -> Any:
+        """What the project's own `build_model` makes of the model, if it has one."""
+        if self.written.build_model is BaseTask.build_model:
+            return model
+        registry.built_model = model
+        try:
+            return self.task.build_model(self.config)
+        finally:
+            registry.built_model = None
+
     def before_training(self, model: Any, datasets: Mapping[str, Mapping[str, Any]]) -> None:
         """Tell the task, and so the model; the data set is that of the first training split."""
         found = [splits[split] for splits in datasets.values() for split in self.cfg.train_splits if split in splits]
