@@ -107,10 +107,19 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
 
 
+def wants_tf32(cfg: RunConfig) -> bool:
+    """Whether a GPU multiplies float32 matrices in TF32: `run.tf32`, or with mixed precision where that is absent.
+
+    TF32 keeps as many bits as fp16, in which LAVIS computes ITC's similarities under `run.amp`.
+    """
+    mixed = cfg.amp if cfg.amp_dtype == "auto" else cfg.amp_dtype != "fp32"
+    return mixed if cfg.tf32 is None else cfg.tf32
+
+
 def set_tf32(cfg: RunConfig, device: torch.device) -> None:
-    """Let a GPU multiply float32 matrices in TF32, or not, as `run.tf32` says. For the whole process."""
+    """Let a GPU multiply float32 matrices in TF32, or not, for the whole process."""
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
+        torch.set_float32_matmul_precision("high" if wants_tf32(cfg) else "highest")
 
 
 def seed_position(*position: int | str) -> None:

@@ -99,7 +99,7 @@ def save(model: nn.Module, path: Path) -> None:
 CARD = """\
 # vit.safetensors: the mini vision encoder
 
-A timm `VisionTransformer` with a convolutional stem (`lavis_lite/models/vision/mini_vit.py`): 64-pixel pictures,
+A timm `VisionTransformer` with a convolutional stem (`lavis_lite/models/vision/encoder.py`): 64-pixel pictures,
 8-pixel patches, width 128, 4 blocks, 4 heads, 0.89M parameters, stored as fp16. Features are those after all four
 blocks and the final LayerNorm.
 

@@ -314,7 +314,7 @@ def locate_source(source: WeightSource) -> Path | None:
 
 
 def encoder_identity(model: BaseModel) -> dict[str, Any]:
-    """What the outputs of a model's vision encoder depend on: its name, pixels, precision, and a hash of its weights.
+    """What the outputs of a model's vision encoder depend on: name, pixels, precision, design, a hash of its weights.
 
     Call it before the model runs: on a CPU half-precision weights change their type then.
 
@@ -331,7 +331,7 @@ def encoder_identity(model: BaseModel) -> dict[str, Any]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return {"name": encoder.name, "image_size": encoder.image_size, "precision": encoder.precision,
-            "sha256": digest.hexdigest()}
+            **getattr(encoder, "design", {}), "sha256": digest.hexdigest()}
 
 
 def assets() -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_lite.cli.console import command_parser, seed
-from lavis_lite.cli.generate import QUIET, add_placement, model_source
+from lavis_lite.cli.generate import QUIET, add_model, add_placement, model_source
 from lavis_lite.errors import ConfigError, LavisLiteError, TextTooLongError
 from lavis_lite.models.protocols import ChatModel
 from lavis_lite.registry import lacking, registry
@@ -26,11 +26,7 @@ def parser() -> argparse.ArgumentParser:
     """The arguments."""
     arguments = command_parser("chat", "Talk about pictures with a model of the zoo (--model) or a run (--run).", [
         "--model blip2_opt --image photo.jpg", "--run output/chat --image photo.jpg --message 'What is this?'"])
-    which = arguments.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", metavar="ARCH", help="for example vision_language, blip2_vicuna_instruct")
-    which.add_argument("--run", metavar="RUN", help="a run folder, or a folder above runs: the run that saved last")
-    arguments.add_argument("--type", metavar="MODEL_TYPE", help="of --model (default: mini)")
-    arguments.add_argument("--checkpoint", metavar="PATH|best|last|step_N", help="as `generate` takes it")
+    add_model(arguments, "vision_language")
     arguments.add_argument("--image", nargs="+", default=[], metavar="PATH", help="pictures of your first turn")
     arguments.add_argument("--message", action="append", metavar="TEXT",
                            help="a turn of yours, or several; without it they are read from the terminal")
@@ -42,7 +38,6 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--top-p", type=float, help="with --temperature: share of the probability (default: 0.9)")
     arguments.add_argument("--seed", type=seed, default=42, help="of --temperature")
     add_placement(arguments)
-    arguments.add_argument("--allow-untrained", action="store_true", help="as `generate` takes it")
     return arguments
 
 

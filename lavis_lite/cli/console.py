@@ -38,9 +38,9 @@ def command_parser(command: str, description: str, examples: Sequence[str] = ())
         examples: arguments to show.
     """
     name = program(command)
-    shown = "".join(f"\n  {name} {example}" for example in examples)
-    return _Parser(name, description=description, epilog=f"examples:{shown}" if shown else None,
-                   formatter_class=_HelpPage if shown else argparse.HelpFormatter)
+    lines = "".join(f"\n  {name} {example}" for example in examples)
+    return _Parser(name, description=description, epilog=f"examples:{lines}" if lines else None,
+                   formatter_class=_HelpPage if lines else argparse.HelpFormatter)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -138,13 +138,14 @@ def seed(text: str) -> int:
     return int(text)
 
 
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table as lines: the head, a rule, the rows, all in aligned columns."""
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]], below: Sequence[str] = ()) -> list[str]:
+    """A table as lines: the head, a rule, the rows, all in aligned columns; `below` has a further line for each row."""
     cells = [head, *rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     first, *others = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
                       for row in cells]
-    return [first, "-" * len(first), *others]
+    lines = [f"{line}\n    {more}" for line, more in zip(others, below, strict=True)] if below else others
+    return [first, "-" * len(first), *lines]
 
 
 def print_once(text: str, file: TextIO | None = None) -> None:

@@ -80,10 +80,16 @@ def _training_splits(config: Config, name: str) -> list[Any]:
     if "features" in section:
         section = section.replaced(features=None)
     builder = registry.get_builder_class(section.builder or name)(name, section)
-    built = [builder.build(split, training=True) for split in config.run.train_splits if split in builder.splits()]
+    splits = [split for split in config.run.train_splits if split in builder.splits()]
+    built: list[Any] = [builder.build(split, training=True) for split in splits]
     for dataset in built:
         if not isinstance(dataset, ImageTable):
             raise DataError(f"datasets.{name}: data sets of this builder have no table of rows and folder of images.")
+    folders = {str(dataset.folder.root): dataset.folder for dataset in built}
+    if len(folders) > 1 or len(built) > 1 and any(folder.cells for folder in folders.values()):
+        raise DataError(f"datasets.{name}: the splits {', '.join(config.run.train_splits)} have images of their own "
+                        f"({', '.join(folders)}), and an image of one may be called as one of another. Set "
+                        "build_info.images.storage to one folder, or make each split a data set of its own.")
     return built
 
 

@@ -91,8 +91,6 @@ def comment(name: str) -> str:
 
 def table(entries: Sequence[Entry]) -> str:
     """One line of columns per type; below it what it is."""
-    lines = columns(HEAD, [(entry.label, entry.builder, " ".join(entry.splits),
-                            f"{entry.train_size:,}" if entry.train_size else "-", str(entry.state))
-                           for entry in entries])
-    return "\n".join([*lines[:2], *(f"{line}\n    {entry.what}"
-                                    for entry, line in zip(entries, lines[2:], strict=True))])
+    return "\n".join(columns(HEAD, [(entry.label, entry.builder, " ".join(entry.splits),
+                                     f"{entry.train_size:,}" if entry.train_size else "-", str(entry.state))
+                                    for entry in entries], [entry.what for entry in entries]))

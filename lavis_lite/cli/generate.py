@@ -45,18 +45,9 @@ def parser() -> argparse.ArgumentParser:
                                "(--model) or of a training (--run).", [
                                    "--run output/blip2 --image photos",
                                    "--model blip2_opt --image a.jpg --prompt 'Question: what is it? Answer:'"])
-    which = arguments.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", metavar="ARCH", help="for example blip2_opt")
-    which.add_argument("--run", metavar="RUN", help="a run folder, or a folder above runs: the run that saved last")
-    arguments.add_argument("--type", metavar="MODEL_TYPE", help="of --model; see `python -m lavis_lite zoo` (default: "
-                                                                "mini)")
+    add_model(arguments, "blip2_opt")
     arguments.add_argument("--image", required=True, nargs="+", metavar="PATH", help="pictures, or folders of them")
     arguments.add_argument("--prompt", help='the text is continued, or the question answered: "Question: {} Answer:"')
-    arguments.add_argument("--checkpoint", metavar="PATH|best|last|step_N",
-                           help="with --model: weights instead of the type's own; with --run: best, last or step_N "
-                                "(default: best, or last if no validation chose one)")
-    arguments.add_argument("--allow-untrained", action="store_true",
-                           help="continue although no checkpoint has some trainable weights, which stay random")
     for name, (kind, help_) in OPTIONS.items():
         arguments.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{help_} (default: the arch's own)")
     arguments.add_argument("--penalise-prompt", action="store_true", help="--repetition-penalty also counts the prompt")
@@ -68,6 +59,20 @@ def parser() -> argparse.ArgumentParser:
                            help="draw where each written word looks: a .png file for one picture, a folder for several")
     arguments.add_argument("--json", action="store_true", help="one JSON object per picture and line")
     return arguments
+
+
+def add_model(arguments: argparse.ArgumentParser, example: str) -> None:
+    """Add the arguments that name a model of the zoo or of a run; `example` is an arch."""
+    which = arguments.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", metavar="ARCH", help=f"for example {example}")
+    which.add_argument("--run", metavar="RUN", help="a run folder, or a folder above runs: the run that saved last")
+    arguments.add_argument("--type", metavar="MODEL_TYPE", help="of --model; see `python -m lavis_lite zoo` (default: "
+                                                                "mini)")
+    arguments.add_argument("--checkpoint", metavar="PATH|best|last|step_N",
+                           help="with --model: weights instead of the type's own; with --run: best, last or step_N "
+                                "(default: best, or last if no validation chose one)")
+    arguments.add_argument("--allow-untrained", action="store_true",
+                           help="continue although no checkpoint has some trainable weights, which stay random")
 
 
 def add_placement(arguments: argparse.ArgumentParser) -> None:

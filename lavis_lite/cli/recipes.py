@@ -45,9 +45,8 @@ def main(argv: Sequence[str]) -> int:
 
 def table(found: Sequence[Recipe]) -> str:
     """A line of name and cost for each recipe; below it what it does."""
-    lines = columns(("recipe", "cost"), [(recipe.name, recipe.cost() or "-") for recipe in found])
-    return "\n".join([*lines[:2], *(f"{line}\n    {recipe.what()}"
-                                    for line, recipe in zip(lines[2:], found, strict=True))])
+    return "\n".join(columns(("recipe", "cost"), [(recipe.name, recipe.cost() or "-") for recipe in found],
+                             [recipe.what() for recipe in found]))
 
 
 def _copy(name: str, to: Path | None) -> int:

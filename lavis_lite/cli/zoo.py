@@ -42,9 +42,9 @@ def no_model(pattern: str) -> RegistryError:
 
 def table(rows: Sequence[ZooRow]) -> str:
     """One line of columns per model type; below it what it is, and the papers' scores."""
-    lines = columns(HEAD, [(row.arch, row.model_type, row.size or "-", row.status, weights(row)) for row in rows])
-    notes = [f"\n    {row.what}" + (f" Paper: {row.paper}." if row.paper else "") for row in rows]
-    return "\n".join([*lines[:2], *(line + note for line, note in zip(lines[2:], notes, strict=True))])
+    return "\n".join(columns(
+        HEAD, [(row.arch, row.model_type, row.size or "-", row.status, weights(row)) for row in rows],
+        [row.what + (f" Paper: {row.paper}." if row.paper else "") for row in rows]))
 
 
 def weights(row: ZooRow) -> str:

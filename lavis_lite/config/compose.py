@@ -305,9 +305,10 @@ def _run_section(checker: Checker, run: dict[str, Any]) -> RunConfig:
     run_class = _section_class(registry.task, run.get("task") or RunConfig.task, RunConfig)
     section: RunConfig = checker.section(run_class, run, "run", schema.TASK_KEYS_OF_LAVIS)
     for key in ("output_dir", "resume_ckpt_path"):  # no shell fills in the ~ of `--options run.output_dir=~/runs`
-        setattr(section, key, getattr(section, key) and os.path.expanduser(getattr(section, key)))
-        if (getattr(section, key) or "").startswith("~"):
-            checker.error(f"run.{key}", f"{getattr(section, key)}: this system has no such user; write the whole path.")
+        path = os.path.expanduser(getattr(section, key) or "")
+        setattr(section, key, path or getattr(section, key))
+        if path.startswith("~"):
+            checker.error(f"run.{key}", f"{path}: this system has no such user; write the whole path.")
     for key, why in schema.RUN_KEYS_WITHOUT_EFFECT.items():
         if run.get(key) is not None:
             checker.notes.append(f"{checker.where('run.' + key)}: run.{key} has no effect: {why}.")

@@ -38,7 +38,6 @@ INSTRUCTION = "blip_instruction"
 _TEMPLATES = {("image", "caption"): "caption", ("image", "qa"): "vqa", ("image", "classification"): "choice",
               ("video", "caption"): "video_caption", ("video", "qa"): "video_qa",
               ("video", "classification"): "choice"}
-_BARE = {"caption": "blip_caption"}
 
 
 def translated(name: str, section: Mapping[str, Any], note: Report, error: Report) -> dict[str, Any]:
@@ -126,9 +125,9 @@ def _instructions(name: str, section: dict[str, Any]) -> dict[str, Any]:
             continue
         modality, task = str(spec.get("modality", "image")), str(spec.get("task", "caption"))
         templates = templates_of(modality, task)
-        words = {"name": "blip_caption", **{key: spec[key] for key in ("max_words",) if key in spec}}
-        section["text_processor"] = {**section["text_processor"], mode: words if task in _BARE else
-                                     {**words, "name": "blip_question"}}
+        words = {"name": "blip_caption" if task == "caption" else "blip_question",
+                 **{key: spec[key] for key in ("max_words",) if key in spec}}
+        section["text_processor"] = {**section["text_processor"], mode: words}
         made = {"name": "instruction", "templates": [spec["prompt"]] if spec.get("prompt") else templates}
         own: Any = section.get("instruction") or {}
         section["instruction"] = {**own, mode: made}

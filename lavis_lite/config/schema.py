@@ -183,7 +183,6 @@ class NamesLanguageModel(Protocol):
 
     def language_model_name(self) -> str:
         """Folder or hub name."""
-        ...
 
 
 @runtime_checkable
@@ -192,4 +191,3 @@ class HoldsLanguageModel(NamesLanguageModel, Protocol):
 
     def setup(self) -> LMLoadOptions:
         """How it is held."""
-        ...

@@ -114,9 +114,9 @@ class RunConfig(Section):
     """mixed precision, see amp_dtype"""
     amp_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: with amp, bf16 if the device has it, else fp16 (on a CPU: fp32, with a note); without amp, fp32"""
-    tf32: bool = False
+    tf32: bool | None = None
     """NVIDIA GPUs multiply float32 matrices in TF32, rounded to 11 bits: ITC's similarities, which grow with the ranks,
-    and all of a run without amp"""
+    and all of a run without amp. Absent: as amp"""
     compile: Literal["none", "blocks", "full"] = "none"
     """what of a training torch.compile translates. blocks: each transformer block; full: the losses as a whole.
     Texts are then padded to a few widths, so that little is translated twice. It is meant for GPUs"""

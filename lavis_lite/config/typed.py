@@ -109,13 +109,13 @@ class Checker:
         if value is None and type(None) in args:
             return True, None
         options = [arg for arg in args if arg is not type(None)]
-        for option in (one for one in options if _may_be(value, one)):
+        if len(options) == 1:
+            return self.convert(value, options[0], path)
+        for option in options:
             trial = Checker(self.where, self.unset)
             ok, converted = trial.convert(value, option, path)
             if ok and not trial.errors:
                 return True, converted
-        if len(options) == 1:  # its own message says more
-            return self.convert(value, options[0], path)
         self.error(path, f"must be {_names(options)}, not {shown(value)}.")
         return False, None
 
@@ -165,12 +165,6 @@ class Checker:
             self.error(path, f"must be a finite number, not {value}.")
             return False
         return True
-
-
-def _may_be(value: Any, hint: Any) -> bool:
-    """Whether a value is worth a try as a type; false: it cannot be one."""
-    kind = typing.get_origin(hint) or hint
-    return kind not in (str, list, bool) or isinstance(value, kind)
 
 
 def _takes_null(hint: Any) -> bool:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.costs.meter import StepCount
 from lavis_lite.models.base import BaseModel
-from lavis_lite.runners.optim import build_optimizer
+from lavis_lite.runners.optim import state_per_byte
 from lavis_lite.runners.placement import Blocks, blocks_of_run, stays_whole
 
 UTILISATION = 0.4
@@ -96,27 +95,6 @@ def _gathered(blocks: list[nn.Module]) -> int:
     return 2 * max(map(size, blocks), default=0)
 
 
-def state_per_byte(run: RunConfig) -> tuple[float, float]:
-    """Bytes that the run's optimizer keeps per byte of vectors, and of matrices; counted on a small layer."""
-    layer = _Layer()
-    optimizer = build_optimizer(layer, run)
-    for value in layer.parameters():
-        value.grad = torch.ones_like(value)
-    optimizer.step()
-    kept = {value.ndim > 1: sum(item.nbytes for item in optimizer.state[value].values()
-                                if isinstance(item, Tensor) and item.ndim) / value.nbytes
-            for value in layer.parameters()}
-    return kept[False], kept[True]
-
-
-class _Layer(BaseModel):
-    """128 x 128 weights and a bias: large enough for optimizers that keep small tensors in full precision."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(128, 128)
-
-
 @dataclass(frozen=True)
 class Traffic:
     """Bytes that one GPU sends in an optimizer step, as ring collectives do it."""
@@ -156,13 +134,3 @@ def seconds(flops: float, dtype: torch.dtype) -> dict[str, float]:
     column = 0 if dtype != torch.float32 else 1
     return {name: flops / (facts[column] * UTILISATION) for name, facts in GPUS.items()
             if not (name.startswith("V100") and dtype == torch.bfloat16)}
-
-
-def checkpoint_bytes(model: BaseModel, run: RunConfig) -> int:
-    """Bytes of one checkpoint of a run: what trains, buffers of trained parts, the optimizer's state, averages."""
-    kept = model.trainable_state()
-    names = {name for name, value in model.named_parameters() if value.requires_grad}
-    per_byte = state_per_byte(run)
-    copies: Any = 1 + bool(run.hooks.get("ema"))
-    return round(sum(value.nbytes * (copies + (per_byte[value.ndim > 1] if name in names else 0))
-                     for name, value in kept.items()))

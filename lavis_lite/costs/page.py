@@ -15,7 +15,6 @@ from lavis_lite.costs.account import (
     UTILISATION,
     Memory,
     Traffic,
-    checkpoint_bytes,
     gradient_bytes,
     memory_of,
     seconds,
@@ -23,9 +22,10 @@ from lavis_lite.costs.account import (
 from lavis_lite.costs.meta import meta_model
 from lavis_lite.costs.meter import StepCount, count_forward, count_step
 from lavis_lite.costs.scaling import Phases, Scaling
-from lavis_lite.device import DTYPES
+from lavis_lite.device import DTYPES, wants_tf32
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.protocols import ExampleSamples
+from lavis_lite.runners.checkpointing import checkpoint_bytes
 
 META = torch.device("meta")
 SCALED_GPU = "H200 141 GB"
@@ -97,7 +97,7 @@ def scaling_of(model: BaseModel, samples: Any, run: RunConfig, step: StepCount, 
     frozen = count_forward(lambda: model.encode_ahead(image), dtype) if isinstance(image, Tensor) else 0
     phases = Phases(frozen / speed, max(step.forward - frozen, 0) / speed, (step.flops - step.forward) / speed, 0.0)
     return Scaling(phases, gradient_bytes(model, run), partial(model.exchanged, run.batch_size_train, dtype=dtype),
-                   UTILISATION * (low / 2 if run.tf32 else full), run.accum_grad_iters, run.overlap_exchange)
+                   UTILISATION * (low / 2 if wants_tf32(run) else full), run.accum_grad_iters, run.overlap_exchange)
 
 
 def traffic_lines(traffic: Traffic, scaling: Scaling | None) -> list[str]:

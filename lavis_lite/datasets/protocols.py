@@ -30,7 +30,6 @@ class SeededSamples(Protocol):
 
     def sample(self, index: int, rng: random.Random | None = None, /) -> dict[str, Any]:
         """The sample at `index`; all draws come from `rng`."""
-        ...
 
 
 @runtime_checkable
@@ -39,7 +38,6 @@ class Located(Protocol):
 
     def location(self, index: int) -> str:
         """`file:row` of a sample, for messages."""
-        ...
 
 
 @runtime_checkable
@@ -48,7 +46,6 @@ class Ordered(Protocol):
 
     def evaluation_order(self) -> Sequence[int]:
         """All indices, the same in every process."""
-        ...
 
 
 @runtime_checkable
@@ -57,7 +54,6 @@ class Hashed(Protocol):
 
     def content_hash(self) -> str | None:
         """Hash of what the samples are made from; None: not known."""
-        ...
 
 
 @runtime_checkable
@@ -70,11 +66,9 @@ class Captions(MapDataset, Protocol):
     @property
     def captions(self) -> Sequence[Sequence[str]]:
         """Processed captions of each image."""
-        ...
 
     def references(self, index: int) -> list[str]:
         """Captions of an image as they are written in the annotations."""
-        ...
 
 
 @runtime_checkable
@@ -83,7 +77,6 @@ class Domains(Protocol):
 
     def domain(self, index: int) -> str:
         """Group of an image; "": none."""
-        ...
 
 
 @runtime_checkable
@@ -92,7 +85,6 @@ class Identities(Protocol):
 
     def ids(self, index: int) -> Sequence[int | str]:
         """Ids of an image, the one of result files first."""
-        ...
 
 
 @runtime_checkable
@@ -102,12 +94,10 @@ class CaptionedImages(MapDataset, Protocol):
     @property
     def text(self) -> Sequence[str]:
         """All captions."""
-        ...
 
     @property
     def img2txt(self) -> Mapping[int, Sequence[int]] | Sequence[Sequence[int]]:
         """Image index -> indices of its captions in `text`."""
-        ...
 
 
 @runtime_checkable
@@ -119,7 +109,6 @@ class Questions(MapDataset, Protocol):
 
     def question(self, index: int) -> dict[str, Any]:
         """Row of a question: question and answers (one per annotator), where known question_id and types."""
-        ...
 
 
 @runtime_checkable
@@ -128,11 +117,9 @@ class Conversations(MapDataset, Protocol):
 
     def conversation(self, index: int) -> Conversation:
         """The turns of a sample."""
-        ...
 
     def facts(self, index: int) -> dict[str, Any]:
         """What the row says besides: question_id and category, where it has them."""
-        ...
 
 
 @runtime_checkable
@@ -142,7 +129,6 @@ class AnswerList(Protocol):
     @property
     def answer_list(self) -> list[str]:
         """Answers, the likeliest first."""
-        ...
 
 
 @runtime_checkable
@@ -162,7 +148,6 @@ class MajorityAnswers(Protocol):
 
     def majority_pairs(self) -> Iterable[tuple[str, str]]:
         """(question, its commonest answer) of each training row."""
-        ...
 
 
 @runtime_checkable
@@ -171,7 +156,6 @@ class NamedImages(Protocol):
 
     def image_name(self, index: int) -> str:
         """File name of the image."""
-        ...
 
 
 @runtime_checkable
@@ -180,11 +164,9 @@ class SwappableImages(NamedImages, MapDataset, Protocol):
 
     def picture(self, index: int, rng: random.Random | None = None) -> Any:
         """The processed image float[3,H,W], or the clip float[3,T,H,W]."""
-        ...
 
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> dict[str, Any]:
         """The sample at `index`, with `picture` in it where one is given."""
-        ...
 
 
 @runtime_checkable
@@ -196,19 +178,15 @@ class ManyImages(MapDataset, Protocol):
 
     def media(self, index: int) -> list[tuple[str, str]]:
         """(image | video, name) of a row's files, in order."""
-        ...
 
     def views(self, kind: str, name: str, rng: random.Random | None = None) -> list[Any]:
         """The processed image of a file, or the frames."""
-        ...
 
     def preview(self, kind: str, name: str) -> Any:
         """What a person can be shown of a file: its bytes, or an image."""
-        ...
 
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> dict[str, Any]:
         """The sample at `index`, with `picture` in it, a list of views for each of the row's files, if it is given."""
-        ...
 
 
 @runtime_checkable
@@ -219,11 +197,9 @@ class LongestFirst(Located, MapDataset, Protocol):
 
     def longest_first(self) -> list[int]:
         """All indices, those with most characters first."""
-        ...
 
     def sample(self, index: int, rng: random.Random | None = None, picture: Any = None) -> dict[str, Any]:
         """The sample at `index`, with `picture` in it."""
-        ...
 
 
 @runtime_checkable

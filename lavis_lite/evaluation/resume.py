@@ -302,7 +302,7 @@ def _lock(file: IO[bytes]) -> bool:
 
 def is_busy(path: Path) -> bool:
     """Whether another process writes a file. Raises OSError if this user may not open it."""
-    with open(path, "ab") as file:
+    with open(path, "r+b") as file:  # makes no file if it is gone by now
         return not _lock(file)
 
 

@@ -50,6 +50,20 @@ def cannot_write(path: Path, error: BaseException, needed: int = 0, what: str = 
     return f"{subject}: {_reason(error)}."
 
 
+def no_room(path: Path, needed: int, what: str) -> str:
+    """Two sentences if so many bytes are not free on the disk of `path`, as far as the system says; else none.
+
+    Args:
+        path: the file or folder.
+        needed: bytes that will be written.
+        what: a noun phrase.
+    """
+    free = shutil.disk_usage(_nearest(path)).free
+    return "" if free >= needed else (
+        f"{what} will not fit into {path}: {needed:,} bytes ({needed / MIB:.1f} MiB) are needed, {free:,} bytes are "
+        f"free. Free some space on the disk of {_nearest(path)}, or choose another folder.")
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

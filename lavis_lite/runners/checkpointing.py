@@ -48,10 +48,11 @@ from lavis_lite.checkpoints.manifest import (
     step_of,
     steps_of,
 )
-from lavis_lite.config.schema import Config
+from lavis_lite.config.schema import Config, RunConfig
 from lavis_lite.errors import CheckpointError, did_you_mean
 from lavis_lite.finite import describe_non_finite, non_finite, non_finite_fused
 from lavis_lite.io import atomic, disk
+from lavis_lite.runners.optim import state_per_byte
 
 if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
@@ -75,21 +76,26 @@ class CheckpointStore:
         """Folder of the checkpoint after `step` optimizer steps."""
         return self.folder / f"step_{step:08d}"
 
-    def prepare(self) -> None:
+    def prepare(self, needed: int = 0) -> None:
         """Make the folder and remove incomplete files of a killed process.
 
-        Raises:
-            CheckpointError: the folder cannot be made or written to; raised on all ranks.
-        """
-        self._on_rank_0(self._prepare)
+        Args:
+            needed: bytes of one checkpoint; 0: not known.
 
-    def _prepare(self) -> None:
+        Raises:
+            CheckpointError: the folder cannot be made or written to, or has no room for one; raised on all ranks.
+        """
+        self._on_rank_0(lambda: self._prepare(needed))
+
+    def _prepare(self, needed: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.iterdir():
             if path.name.startswith(_TEMPORARY):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         atomic.write_text(self.folder / ".tmp-probe", "")  # finds a read-only folder now, not after an hour
         (self.folder / ".tmp-probe").unlink()
+        if problem := disk.no_room(self.folder, needed, "the first checkpoint of this training"):
+            raise CheckpointError(f"{problem} run.output_dir names it.")
 
     def save(self, step: int, model: BaseModel, state: Mapping[str, Any], config: str,
              hooks: Mapping[str, Mapping[str, Tensor]] | None = None) -> Path:
@@ -223,6 +229,15 @@ def _write_manifest(folder: Path, weights: Sequence[str], facts: Mapping[str, An
     (folder / MANIFEST).write_text(atomic.seal({**facts, "files": files}), encoding="utf-8")
     atomic.sync_file(folder / MANIFEST)
     atomic.sync_folder(folder)
+
+
+def checkpoint_bytes(model: BaseModel, run: RunConfig) -> int:
+    """Bytes of one checkpoint of a run: what `model` brings to it, the optimizer's state, averages."""
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    per_byte = state_per_byte(run)
+    copies: Any = 1 + bool(run.hooks.get("ema"))
+    return round(sum(value.nbytes * (copies + (per_byte[value.ndim > 1] if name in trained else 0))
+                     for name, value in model.checkpoint_state().items()))
 
 
 def _bytes_of(state: Any) -> int:

@@ -112,6 +112,26 @@ def gradient_norm(parameters: Sequence[nn.Parameter], most: float | None) -> Ten
     return norm
 
 
+def state_per_byte(run: RunConfig) -> tuple[float, float]:
+    """Bytes that the run's optimizer keeps per byte of vectors, and of matrices; counted on a small layer.
+
+    Of an optimizer that is neither the package's nor torch's, which may need a real model, nothing is known: 0.
+    """
+    layer = nn.Linear(128, 128)  # large enough for optimizers that keep small tensors in full precision
+    cls = registry.get_optimizer_class(run.optimizer)
+    if cls not in BY_ELEMENT and not cls.__module__.startswith("lavis_lite."):
+        return 0.0, 0.0
+    group = {"params": list(layer.parameters()), "names": ["weight", "bias"], "weight_decay": 0.0, "lr_scale": 1.0}
+    optimizer = cls([group], **optimizer_arguments(cls, run))
+    for value in layer.parameters():
+        value.grad = torch.ones_like(value)
+    optimizer.step()
+    kept = {value.ndim > 1: sum(item.nbytes for item in optimizer.state[value].values()
+                                if isinstance(item, Tensor) and item.ndim) / value.nbytes
+            for value in layer.parameters()}
+    return kept[False], kept[True]
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group the base rate times its own scale."""
     for group in optimizer.param_groups:

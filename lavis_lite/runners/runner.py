@@ -135,7 +135,8 @@ class Runner:
             DistributedError: another rank has died or hangs.
         """
         train = self.train_state
-        self.store.prepare()
+        saves = train.schedule.saves_later(self.step, self.run)
+        self.store.prepare(checkpointing.checkpoint_bytes(self.model, self.run) if saves else 0)
         with self.watch:
             self.tracker.open(self.step, train.schedule.total)
             try:

@@ -123,6 +123,10 @@ class TrainSchedule:
         by_steps = cfg.save_every is not None and cfg.save_every > 0 and done % cfg.save_every == 0
         return by_steps or self.ends_interval(done, cfg.save_freq) or (cfg.save_last and done == end)
 
+    def saves_later(self, done: int, cfg: RunConfig) -> bool:
+        """Whether a checkpoint may become due after more than `done` steps."""
+        return done < self.total and (cfg.save_last or (cfg.save_every or 0) > 0 or cfg.save_freq > 0)
+
     def validates(self, done: int, cfg: RunConfig, end: int) -> bool:
         """Whether the validation splits are due after `done` steps: every `val_freq` intervals, and at the end."""
         wanted = bool(cfg.valid_splits) and cfg.val_freq > 0

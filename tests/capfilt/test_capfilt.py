@@ -321,3 +321,17 @@ def test_the_command_shares_the_parts_among_processes(tmp_path, tiny_clip, monke
         assert run_command("data", [*words, str(tmp_path / "two")]) == 0
         assert said in capsys.readouterr().out
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_models_of_one_name_with_other_weights_are_told_apart(mini_ranker, mini_captioner):
+    """A run's folder keeps its name while its training goes on; a job that continues must not mix the two."""
+    for held, again in ((mini_captioner, lambda one: ZooCaptioner("mini", one.model, one.processor, one.sampling)),
+                        (mini_ranker, lambda one: QFormerRanker("mini", one.model, str, str))):
+        assert again(held).name == held.name
+        weight = next(held.model.parameters())
+        with torch.no_grad():
+            before = weight.clone()
+            weight.add_(1)
+            changed = again(held).name
+            weight.copy_(before)
+        assert changed != held.name

@@ -1,6 +1,6 @@
 """An export in use: the same texts for prompts of unequal length, padding that survives a save, a card that runs.
 
-`LAVIS_LITE_EXPORT_PROMPTS=1000 pytest tests/models/test_export_use.py -k unequal` compares as many for each family.
+`LAVIS_LITE_EXPORT_PROMPTS=1000 pytest tests/checkpoints/test_export_use.py -k unequal` compares more.
 """
 
 from __future__ import annotations

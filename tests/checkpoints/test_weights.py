@@ -176,6 +176,13 @@ def test_settings_that_no_shape_shows_are_compared_with_those_that_a_checkpoint_
     with pytest.raises(CheckpointError, match=r"model.qformer_heads was 2 \(here 4\); model.qformer_layer_norm_eps"):
         build_model(writer(pretrained=str(tmp_path / "a.safetensors"), qformer_layer_norm_eps=1e-5))
     build_model(writer(pretrained=str(tmp_path / "a.safetensors"), qformer_heads=2))
+    with pytest.raises(CheckpointError, match=r"qformer_heads was 4 \(here 2\)"):  # a type's
+        build_model(writer(pretrained="mini/stage2_opt", qformer_heads=2))
+    (tmp_path / "run").mkdir()
+    save(model, tmp_path / "run" / "model.safetensors")
+    (tmp_path / "run" / "config.yaml").write_text("model: {arch: blip2_opt}")
+    with pytest.raises(CheckpointError, match=r"qformer_heads was 12 \(here 4\)"):  # a default, which runs leave out
+        build_model(writer(pretrained=str(tmp_path / "run")))
     record["model"] |= {"llm_train": "lora", "qformer_heads": 4, "vit_model": "mini", "vit_layer": -2,
                         "vit_cls": "drop"}
     save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors", {"lavis_lite": json.dumps(record)})

@@ -15,11 +15,12 @@ from torch.profiler import ProfilerActivity, profile
 from lavis_lite.checkpoints.weights import build_model
 from lavis_lite.config.compose import compose
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.costs.account import Memory, Traffic, checkpoint_bytes, memory_of, state_per_byte
+from lavis_lite.costs.account import Memory, Traffic, memory_of
 from lavis_lite.costs.meta import meta_model
 from lavis_lite.costs.meter import StepCount, count_step
 from lavis_lite.costs.page import costs
-from lavis_lite.runners.optim import build_optimizer
+from lavis_lite.runners.checkpointing import checkpoint_bytes
+from lavis_lite.runners.optim import build_optimizer, state_per_byte
 from tests.helpers.toy import Toy
 
 PROJECTS = Path(__file__).parents[2] / "projects"

@@ -206,6 +206,29 @@ def test_imagefolder(tmp_path, metadata):
     assert len(dataset) == 3 and dataset[2]["text_input"] == "picture 2, é"
 
 
+@pytest.mark.parametrize(("names", "splits"), [
+    (["train.jsonl", "val.jsonl"], {"train": ["train.jsonl"], "val": ["val.jsonl"]}),
+    (["train.csv", "test.csv", "classes.csv"], {"train": ["train.csv"], "test": ["test.csv"]}),
+    (["annotations/captions_train2014.json", "annotations/captions_val2014.json", "annotations/instances_val2014.json"],
+     {"train": ["annotations/captions_train2014.json"], "val": ["annotations/captions_val2014.json"]}),
+    (["training/rows.json", "dev/rows.json", "images/sizes.json"],
+     {"train": ["training/rows.json"], "val": ["dev/rows.json"]}),
+    (["captions.tsv"], {"train": ["captions.tsv"]}), (["a.csv", "b.csv"], {}), (["train.json", "index.json"], {}),
+    (["0.tar", "train.json"], {})])
+def test_text_files_with_the_usual_names_of_splits(tmp_path, names, splits):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert splits_in(tmp_path) == {split: [tmp_path / name for name in own] for split, own in splits.items()}
+
+
+def test_text_files_of_several_kinds_are_not_one_split(tmp_path):
+    for name in ("train_questions.json", "train_answers.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"several kinds: train_answers.json, train_questions.json. Name a file"):
+        splits_in(tmp_path)
+
+
 def test_parquet_files_of_the_hub(tmp_path):
     (tmp_path / "repo" / "data").mkdir(parents=True)
     for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from lavis_lite.cli.data_check import builder_of
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import BuildInfo, FileConfig, ProcessorPair
 from lavis_lite.datasets.annotations.columns import guess_columns, split_values
@@ -120,6 +121,41 @@ def test_questions_have_held_out_images(folder: Path) -> None:
 def test_transcripts_and_rows_of_two_columns_of_pictures_are_read_as_conversations(folder: Path, row: Any) -> None:
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
     assert guess(folder / "rows.jsonl")[0].builder == "chat"
+
+
+@pytest.mark.parametrize("names", ["{}/metadata.jsonl", "{}.jsonl", "annotations/captions_{}2014.json"])
+def test_a_folder_of_splits_is_found_and_each_reads_its_own_images(names: str, folder: Path) -> None:
+    """Splits of an imagefolder call their pictures alike: 0.png is another one in each."""
+    for split, grey in (("test", 200), ("train", 10)):
+        path = folder / "data" / names.format(split)
+        pictures = path.parent if names.startswith("{}/") else folder / "data"
+        pictures.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        prefix = "" if names.startswith("{}/") else split
+        Image.new("L", (8, 8), grey).save(pictures / f"{prefix}0.png")
+        path.write_text(json.dumps({"file_name": f"{prefix}0.png", "text": split}) if path.suffix == ".jsonl" else
+                        json.dumps([{"file_name": f"{prefix}0.png", "text": split}]))
+    section, notes = guess(folder / "data")
+    assert "splits: test, train" in notes
+    for split, grey in (("test", 200), ("train", 10)):
+        data = builder_of("mine", section).build(split, False)
+        assert data.references(0) == [split] and data.folder.load(data.image[0]).getpixel((0, 0)) == (grey,) * 3
+
+
+def test_one_split_in_two_folders_needs_a_folder_of_images(folder: Path) -> None:
+    for name in ("valid", "validation"):
+        (folder / name).mkdir()
+        write_csv(folder / name / "metadata.csv", [{"file_name": "0.jpg", "text": "a"}])
+    section, _ = guess(folder, None)
+    with pytest.raises(DataError, match=r"in several folders .*where are its images\? Set build_info.images.storage"):
+        builder_of("mine", section).build("val", False)
+
+
+def test_files_that_tell_no_split_are_named(folder: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        write_csv(folder / name, [{"file_name": "0.jpg", "text": "a"}])
+    with pytest.raises(DataError, match=r"no name tells a split: a.csv, b.csv. Name one file"):
+        guess(folder)
 
 
 def test_other_columns_that_would_fit_are_named(folder: Path) -> None:

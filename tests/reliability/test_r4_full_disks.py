@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +73,27 @@ def test_r4_a_training_on_a_full_disk_reaches_its_checkpoint_elsewhere(small_dis
     assert checkpointing.newest_good(tmp_path / "run") == runner.store.path(3)
     assert len([text for text in said if "Full cannot write any more" in text]) == 1
     assert len([text for text in said if "log.jsonl cannot be written" in text]) == 1
+
+
+def test_r4_a_checkpoint_without_room_is_told_before_the_first_step(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size that is asked for is exact: one byte less is refused, and a run that saves nothing asks for none."""
+    def train(free: int, **run: Any) -> Any:
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        runner = Toy(tmp_path / f"run{free}{len(run)}", {"max_iters": 1, **run}).build()
+        runner.train()
+        return runner
+
+    saved = train(10**9)
+    needed = checkpointing.checkpoint_bytes(saved.model, saved.run)
+    assert needed > 100
+    train(needed)
+    with pytest.raises(CheckpointError) as caught:
+        train(needed - 1)
+    assert all(part in str(caught.value) for part in (
+        f"{needed:,} bytes (", f"{needed - 1:,} bytes are free", str(tmp_path), "run.output_dir", "first checkpoint"))
+    assert not (tmp_path / f"run{needed - 1}0" / "log.jsonl").exists(), "no step was made"
+    train(0, save_last=False)
 
 
 def test_r4_enospc_in_a_save_is_told_with_path_and_bytes(small_disk: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.config.typed import run_errors
-from lavis_lite.device import set_tf32
+from lavis_lite.device import set_tf32, wants_tf32
 from lavis_lite.errors import CheckpointError, DataError, DistributedError
 from lavis_lite.process.exits import Interrupted
 from lavis_lite.runners.ranks import during_exchange
@@ -168,6 +168,13 @@ def test_tf32_is_for_gpus(monkeypatch):
         for device in ("cpu", "cuda"):
             set_tf32(RunConfig(tf32=tf32), torch.device(device))
     assert found == ["high", "highest"]
+
+
+@pytest.mark.parametrize(("settings", "wanted"), [
+    ({}, False), ({"amp": True}, True), ({"amp": True, "amp_dtype": "fp32"}, False), ({"amp_dtype": "bf16"}, True),
+    ({"amp": True, "tf32": False}, False), ({"tf32": True}, True)])
+def test_tf32_goes_with_mixed_precision(settings, wanted):
+    assert wants_tf32(RunConfig(**settings)) is wanted
 
 
 def test_ranks_draw_different_noise(two):

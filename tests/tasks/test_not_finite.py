@@ -10,6 +10,7 @@ import torch
 
 from lavis_lite.capfilt.ranker import grouped
 from lavis_lite.datasets.features.writer import FeatureJob, write_features
+from lavis_lite.datasets.media.images import NO_STAMP
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_finite
 from lavis_lite.tasks.retrieval import RetrievalRunConfig, RetrievalTask
@@ -83,8 +84,8 @@ class Folder:
     def view(self, name: str, vis: Any) -> torch.Tensor:
         return torch.full((3, 2, 2), float(name))
 
-    def stamp(self, name: str) -> list[int]:
-        return []
+    def stamp(self, name: str) -> tuple[int, int, int]:
+        return NO_STAMP
 
 
 def test_features_that_are_kept(tmp_path: Path) -> None:

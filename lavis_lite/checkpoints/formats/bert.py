@@ -41,7 +41,7 @@ def initialise_from_bert(qformer: QFormer, source: str, allow_non_finite: bool =
     Raises:
         CheckpointError: the weights cannot be had, lack a tensor, or have other shapes.
     """
-    weights = _bert_state(source)
+    weights = bert_state(source)
     own = {bert_name(name) or name: parameter for name, parameter in qformer.named_parameters()}
     check_weights(in_model_dtype(weights, own), source, allow_non_finite)
     untouched = []
@@ -68,8 +68,12 @@ def _copy(name: str, parameter: Tensor, value: Tensor, source: str) -> None:
         parameter[:len(value)].copy_(value)
 
 
-def _bert_state(source: str) -> dict[str, Tensor]:
-    """The tensors that a source has: transformers draws those that it lacks at random."""
+def bert_state(source: str) -> dict[str, Tensor]:
+    """The tensors that a source has: transformers draws those that it lacks at random.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
     ensure_torchvision()  # transformers may import it
     from transformers import BertForMaskedLM
 

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from lavis_lite import distributed
 from lavis_lite.checkpoints.load import load_checkpoint
-from lavis_lite.checkpoints.manifest import source_of
+from lavis_lite.checkpoints.manifest import source_of, weight_files
 from lavis_lite.checkpoints.weights import WeightFile
-from lavis_lite.compat.lavis.backbones import mark_backbones
 from lavis_lite.compat.lavis.paths import config_path, located
 from lavis_lite.compat.lavis.sections import as_node, given_name, reading, section_class
 from lavis_lite.compat.lavis.sizes import sizes, sizes_in
@@ -31,8 +31,9 @@ from lavis_lite.errors import ConfigError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.models.base import BaseModel as CoreModel
 from lavis_lite.models.base import ParameterGroup
-from lavis_lite.models.provenance import mark_loaded
+from lavis_lite.models.provenance import WeightSource, mark_loaded, sources_of
 from lavis_lite.process.launch import launch_from_environment
+from lavis_lite.torchvision_shim import ensure_torchvision
 
 TASK_OPTIONS = ("use_nucleus_sampling", "top_p", "temperature", "repetition_penalty", "length_penalty",
                 "penalise_prompt", "num_ans_candidates", "answer_list", "inference_method")
@@ -267,3 +268,76 @@ def tile(x: Tensor, dim: int, n_tile: int) -> Tensor:
 def download_cached_file(url: str, check_hash: bool = True, progress: bool = False) -> str:
     """The local copy of a URL, fetched once."""
     return str(files.fetch(url))
+
+
+# tensors that came from `from_pretrained`: checkpoints need not keep them ---------------------------------------------
+COMPARED = 3
+"""tensors of a file that are compared with the module's"""
+
+
+def mark_backbones(model: nn.Module) -> None:
+    """Note the folder or repository of every transformers model within, if its files hold what the model holds.
+
+    A frozen one is read again by a later run. One that trains is what the run began from.
+    """
+    ensure_torchvision()
+    from transformers import PreTrainedModel
+
+    for module in model.modules():
+        name = str(getattr(module, "name_or_path", "") or "") if isinstance(module, PreTrainedModel) else ""
+        if not name or any(source.kind != "random" for source in sources_of(module).values()):
+            continue
+        path = WeightFile("llm_model", name).local()
+        if path is not None and holds(path, module):
+            trains = any(parameter.requires_grad for parameter in module.parameters())
+            mark_loaded(module, WeightSource("", "bert" if trains else "language model", given_name(name),
+                                              str(path)),
+                        _in_files(path, module))
+
+
+def holds(path: Path, module: nn.Module) -> bool:
+    """Whether tensors of a folder's files equal the module's of the same names; files of torch's own format pass.
+
+    A tensor of another shape does not count: the project added words to it.
+    """
+    state = module.state_dict()
+    compared = 0
+    for file in weight_files(path):
+        if file.suffix != ".safetensors":
+            return True
+        with safe_open(file, "pt") as content:
+            for name in content.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                own: Any = state.get(name)
+                if own is None or own.is_meta or compared == COMPARED or _shape(content, name) != tuple(own.shape):
+                    continue
+                compared += 1
+                if not _equal(content.get_tensor(name), own):
+                    return False
+    return compared > 0
+
+
+def _shape(content: Any, name: str) -> tuple[int, ...]:
+    return tuple(content.get_slice(name).get_shape())
+
+
+def _equal(stored: Any, own: Any) -> bool:
+    return bool((stored.reshape(-1)[:64].to(own.dtype) == own.detach().cpu().reshape(-1)[:64]).all())
+
+
+def _in_files(path: Path, module: nn.Module) -> list[str]:
+    """Names of the module's state that the files hold in that shape; all if the files are of torch's own format."""
+    files = weight_files(path)
+    state = module.state_dict()
+    if any(file.suffix != ".safetensors" for file in files):
+        return list(state)
+    stored: set[str] = set()
+    other: set[str] = set()
+    for file in files:
+        with safe_open(file, "pt") as content:
+            for name in content.keys():  # noqa: SIM118
+                fits = name not in state or _shape(content, name) == tuple(state[name].shape)
+                (stored if fits else other).add(name)
+    parameters: dict[str, Any] = dict(module.named_parameters(remove_duplicate=False))
+    kept = {id(parameters[name]) for name in stored if name in parameters}
+    return [name for name in state if name in stored or id(parameters.get(name)) in kept
+            or name not in parameters and name not in other]

@@ -1,4 +1,7 @@
-"""LAVIS' data set builders: the base class for those of a project, and the adapter that the package asks."""
+"""LAVIS' data set builders: the base class for those of a project, the adapter that the package asks, and LAVIS' own.
+
+A run that only names a data set of LAVIS uses this package's builders; LAVIS' own are for subclasses of a project.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any, ClassVar
 from omegaconf import DictConfig, OmegaConf
 
 from lavis_lite import distributed
+from lavis_lite.compat.lavis import dataset_classes as sets
 from lavis_lite.compat.lavis.datasets import DatasetAdapter
 from lavis_lite.compat.lavis.paths import config_path, located
 from lavis_lite.compat.lavis.processors import BaseProcessor
@@ -243,3 +247,54 @@ def adapted(written: type) -> type:
         "written": written, "section_class": section_class(LavisDatasetConfig, written),
         "DATASET_CONFIG_DICT": getattr(written, "DATASET_CONFIG_DICT", {}),
         "locate_config": partial(located, written), "__module__": written.__module__})
+
+
+# LAVIS' own -----------------------------------------------------------------------------------------------------------
+TABLE = {
+    "COCOCapBuilder": ("Caption", "CaptionEval", {"default": "coco/defaults_cap"}),
+    "Flickr30kCapBuilder": ("Caption", "CaptionEval", {"default": "flickr30k/defaults_cap"}),
+    "MSRVTTCapBuilder": ("VideoCaption", "VideoCaptionEval", {"default": "msrvtt/defaults_cap"}),
+    "MSVDCapBuilder": ("VideoCaption", "VideoCaptionEval", {"default": "msvd/defaults_cap"}),
+    "VATEXCapBuilder": ("VideoCaption", "VideoCaptionEval", {"default": "vatex/defaults_cap"}),
+    "COCORetrievalBuilder": ("Retrieval", "RetrievalEval", {"default": "coco/defaults_ret"}),
+    "Flickr30kBuilder": ("Retrieval", "RetrievalEval", {"default": "flickr30k/defaults"}),
+    "MSRVTTRetrievalBuilder": ("VideoRetrieval", "VideoRetrievalEval", {"default": "msrvtt/defaults_ret"}),
+    "DiDeMoRetrievalBuilder": ("VideoRetrieval", "VideoRetrievalEval", {"default": "didemo/defaults_ret"}),
+    "COCOVQABuilder": ("COCOVQA", "COCOVQAEval", {"default": "coco/defaults_vqa", "eval": "coco/eval_vqa"}),
+    "MSRVTTQABuilder": ("VideoQA", "VideoQA", {"default": "msrvtt/defaults_qa"}),
+    "MSVDQABuilder": ("VideoQA", "VideoQA", {"default": "msvd/defaults_qa"}),
+    "AVSDDialBuilder": ("AVSDDial", "AVSDDialEval", {"default": "avsd/defaults_dial"}),
+}
+"""class -> beginnings of the names of its data sets, and type -> YAML below configs/datasets"""
+
+
+class VideoQABuilder(BaseDatasetBuilder):
+    """Questions about clips; `ans2label` of the annotations numbers the answers."""
+
+    train_dataset_cls = eval_dataset_cls = sets.VideoQADataset
+
+    def build(self) -> dict[str, Any]:
+        """As `BaseDatasetBuilder`, with the numbers of answers in every data set.
+
+        Raises:
+            ConfigError: the section names no `ans2label`.
+        """
+        numbers = self.config.build_info.annotations.get("ans2label")
+        if numbers is None:
+            raise ConfigError(f"{type(self).__name__}: build_info.annotations.ans2label.storage must name a file "
+                              "{answer: number}.")
+        datasets = super().build()
+        for dataset in datasets.values():
+            dataset._build_class_labels(str(files.resolve(numbers.storage)))
+        return datasets
+
+
+def __getattr__(name: str) -> Any:
+    if name not in TABLE:
+        raise AttributeError(name)
+    trained, scored, yamls = TABLE[name]
+    made = globals()[name] = type(name, (VideoQABuilder if trained == "VideoQA" else BaseDatasetBuilder,), {
+        "train_dataset_cls": getattr(sets, f"{trained}Dataset"), "eval_dataset_cls": getattr(sets, f"{scored}Dataset"),
+        "DATASET_CONFIG_DICT": {kind: f"configs/datasets/{path}.yaml" for kind, path in yamls.items()},
+        "__module__": __name__})
+    return made

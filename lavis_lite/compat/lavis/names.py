@@ -38,7 +38,7 @@ _DIST = {
 _DATA_UTILS = {
     **_all(".datasets", "apply_to_sample", "move_to_cuda", "prepare_sample", "concat_datasets",
            "reorg_datasets_by_split"),
-    **_all(".media", "load_video", "extract_archive", "MAX_INT"),
+    **_all(".utils", "load_video", "extract_archive", "MAX_INT"),
 }
 _REGISTRY = {"registry": ".registry:registry"}
 _SCHEDULES = {
@@ -52,7 +52,7 @@ MODULES: dict[str, dict[str, str]] = {
     "lavis": {**_REGISTRY, **_ZOO},
     "lavis.common": {},
     "lavis.common.registry": {**_REGISTRY, "Registry": ".registry:LavisRegistry"},
-    "lavis.common.config": _all(".config", "Config"),
+    "lavis.common.config": _all(".sections", "Config"),
     "lavis.common.dist_utils": _DIST,
     "lavis.common.utils": {
         **_all(".utils", "now", "is_url", "get_cache_path", "makedir", "load_json", "load_file", "download_url",
@@ -61,7 +61,7 @@ MODULES: dict[str, dict[str, str]] = {
         "registry": _REGISTRY["registry"],
     },
     "lavis.common.logger": _all(".utils", "MetricLogger", "SmoothedValue", "AttrDict", "setup_logger"),
-    "lavis.common.optims": {**_SCHEDULES, **_all(".rates", "cosine_lr_schedule", "step_lr_schedule",
+    "lavis.common.optims": {**_SCHEDULES, **_all(".runners", "cosine_lr_schedule", "step_lr_schedule",
                                                  "warmup_lr_schedule")},
     "lavis.common.vqa_tools": {},
     "lavis.common.vqa_tools.vqa": _all(".vqa_tools", "VQA"),
@@ -142,7 +142,7 @@ MODULES: dict[str, dict[str, str]] = {
         "COCOCapDataset": ".dataset_classes:CaptionDataset",
         "COCOCapEvalDataset": ".dataset_classes:CaptionEvalDataset",
         **_all(".dataset_classes", "NoCapsEvalDataset")},
-    **{f"lavis.datasets.builders.{module}": _all(".builder_classes", *(f"{name}Builder" for name in names))
+    **{f"lavis.datasets.builders.{module}": _all(".builders", *(f"{name}Builder" for name in names))
        for module, names in {
            "caption_builder": ("COCOCap", "Flickr30kCap", "MSRVTTCap", "MSVDCap", "VATEXCap"),
            "retrieval_builder": ("COCORetrieval", "Flickr30k", "MSRVTTRetrieval", "DiDeMoRetrieval"),

@@ -2,19 +2,20 @@
 
 The step loop is this package's. `RunnerBase` and `RunnerIter` are its runners with LAVIS' constructor and attributes. A
 subclass may have its own constructor and `lr_scheduler`, but no loop. Schedules of a project keep LAVIS'
-`step(cur_epoch, cur_step)`.
+`step(cur_epoch, cur_step)`, and may be written with LAVIS' functions that set a rate.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from lavis_lite.compat.lavis.config import Config
 from lavis_lite.compat.lavis.datasets import DatasetAdapter
+from lavis_lite.compat.lavis.sections import Config
 from lavis_lite.compat.lavis.tasks import BaseTask, PackagedTask, adapted
 from lavis_lite.compat.lavis.utils import now
 from lavis_lite.config.schema import RunConfig
@@ -165,3 +166,24 @@ class ScheduleAdapter(LRSchedule):
 def adapted_schedule(written: type) -> type:
     """The adapter of a schedule class."""
     return type(written.__name__, (ScheduleAdapter,), {"written": written, "__module__": written.__module__})
+
+
+# lavis.common.optims --------------------------------------------------------------------------------------------------
+def _set_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def cosine_lr_schedule(optimizer: Any, epoch: int, max_epoch: int, init_lr: float, min_lr: float) -> None:
+    """Set the rate of an epoch on half a cosine from `init_lr` to `min_lr`."""
+    _set_rate(optimizer, min_lr + (init_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * epoch / max_epoch)))
+
+
+def warmup_lr_schedule(optimizer: Any, step: int, max_step: int, init_lr: float, max_lr: float) -> None:
+    """Set the rate of a step on a line from `init_lr` to `max_lr`."""
+    _set_rate(optimizer, min(max_lr, init_lr + (max_lr - init_lr) * step / max(max_step, 1)))
+
+
+def step_lr_schedule(optimizer: Any, epoch: int, init_lr: float, min_lr: float, decay_rate: float) -> None:
+    """Set the rate of an epoch, `init_lr` times `decay_rate` per epoch, at least `min_lr`."""
+    _set_rate(optimizer, max(min_lr, init_lr * decay_rate ** epoch))

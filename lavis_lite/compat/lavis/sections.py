@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import json
 import keyword
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,8 +23,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from lavis_lite.checkpoints.weights import PACKAGED_PREFIX, packaged, packaged_names
 from lavis_lite.compat.lavis.sizes import KEYS as SIZE_KEYS
+from lavis_lite.config.compose import Composition, compose
+from lavis_lite.config.schema import Config as CoreConfig
 from lavis_lite.config.schema import OpenSection, Section
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, ErrorList
 from lavis_lite.registry import registry as core
 
 SIMILAR = 0.8
@@ -197,3 +200,54 @@ def _parsed(module: str) -> ast.Module | None:
         return ast.parse(inspect.getsource(sys.modules[module]))
     except (OSError, TypeError, KeyError, SyntaxError):
         return None
+
+
+# all sections of a run ------------------------------------------------------------------------------------------------
+class Config:
+    """run_cfg, model_cfg and datasets_cfg of a run, as OmegaConf nodes.
+
+    Args:
+        args: with cfg_path, and options (a list, or None), as LAVIS' scripts parse them; or a composed run.
+
+    Raises:
+        LavisLiteError: the files and options do not make a run; all errors at once.
+    """
+
+    def __init__(self, args: Any) -> None:
+        if isinstance(args, CoreConfig):
+            self.core = args
+        else:
+            composition: Composition = compose(args.cfg_path, list(getattr(args, "options", None) or []))
+            if composition.errors:
+                raise ErrorList(f"{args.cfg_path} cannot run:", composition.errors)
+            self.core = composition.config
+        sections = {"run": whole_node(self.core.run), "model": whole_node(self.core.model),
+                    "datasets": {name: whole_node(section) for name, section in self.core.datasets.items()}}
+        self.config: DictConfig = OmegaConf.create(sections)
+
+    @property
+    def run_cfg(self) -> Any:
+        """The section `run`."""
+        return self.config.run
+
+    @property
+    def model_cfg(self) -> Any:
+        """The section `model`."""
+        return self.config.model
+
+    @property
+    def datasets_cfg(self) -> Any:
+        """The section `datasets`."""
+        return self.config.datasets
+
+    def get_config(self) -> DictConfig:
+        """All of it."""
+        return self.config
+
+    def to_dict(self) -> Any:
+        """All of it, as plain containers."""
+        return OmegaConf.to_container(self.config)
+
+    def pretty_print(self) -> None:
+        """Print all of it as JSON."""
+        print(json.dumps(self.to_dict(), indent=4, sort_keys=True))

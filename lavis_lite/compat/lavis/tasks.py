@@ -13,9 +13,8 @@ from torch import Tensor
 
 from lavis_lite import distributed
 from lavis_lite.compat.lavis import paths
-from lavis_lite.compat.lavis.config import Config
 from lavis_lite.compat.lavis.registry import registry
-from lavis_lite.compat.lavis.sections import reading, section_class
+from lavis_lite.compat.lavis.sections import Config, reading, section_class
 from lavis_lite.config.schema import Config as CoreConfig
 from lavis_lite.config.schema import ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.datasets.loading.loader import eval_loader

@@ -1,4 +1,4 @@
-"""LAVIS' small tools: ranks, paths and downloads, meters for logs."""
+"""LAVIS' small tools: ranks, paths and downloads, frames of videos, meters for logs."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import atexit
 import functools
 import json
 import logging
+import random
 import re
 import shutil
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from lavis_lite import distributed
-from lavis_lite.compat.lavis.media import extract_archive
 from lavis_lite.compat.lavis.paths import ROOTS
+from lavis_lite.datasets.files.archives import unpack
+from lavis_lite.datasets.media.video import open_video
 from lavis_lite.device import pick_device
 from lavis_lite.io import files
 from lavis_lite.process.launch import launch_from_environment
+from lavis_lite.processors.video import SAMPLINGS
 
 
 # lavis.common.dist_utils ----------------------------------------------------------------------------------------------
@@ -125,6 +132,35 @@ def download_and_extract_archive(url: str, download_root: str, extract_root: str
     """Fetch an archive into a folder, and unpack it there or in another one."""
     download_url(url, download_root, filename, md5)
     extract_archive(str(Path(download_root) / (filename or url.rsplit("/", 1)[-1])), extract_root or download_root)
+
+
+# lavis.datasets.data_utils --------------------------------------------------------------------------------------------
+MAX_INT = sys.maxsize
+
+
+def load_video(video_path: str | Path, n_frms: int = MAX_INT, height: int = -1, width: int = -1,
+               sampling: str = "uniform") -> Tensor:
+    """float32[3,T,H,W] with values 0 to 255, T at most n_frms.
+
+    Args:
+        video_path: the file.
+        n_frms: frames.
+        height, width: in pixels; -1: the video's own.
+        sampling: uniform | headtail.
+    """
+    reader = open_video(video_path)
+    numbers = SAMPLINGS[sampling](len(reader), min(n_frms, len(reader)), random.Random(random.getrandbits(32)))
+    clip = torch.from_numpy(np.stack(list(reader.frames(numbers)))).permute(0, 3, 1, 2).float()
+    if height > 0 and width > 0:
+        clip = F.interpolate(clip, size=(height, width), mode="bilinear", align_corners=False).clamp(0, 255)
+    return clip.transpose(0, 1)
+
+
+def extract_archive(from_path: str, to_path: str | None = None, overwrite: bool = False) -> list[str]:
+    """Unpack a zip or tar archive; no member may leave its folder. The paths of the files in the folder."""
+    folder = Path(to_path or Path(from_path).parent)
+    unpack(Path(from_path), folder)
+    return [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 # lavis.common.logger --------------------------------------------------------------------------------------------------

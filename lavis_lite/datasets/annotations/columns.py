@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lavis_lite.datasets.annotations.readers import read_rows
 from lavis_lite.datasets.annotations.text_files import AUTO, BadRow, FileFormat
+from lavis_lite.datasets.files.locate import SPLITS
 from lavis_lite.errors import DataError
 
 KNOWN = {
@@ -25,9 +26,6 @@ KNOWN = {
     "conversations": ("conversations",),
 }
 """what a column holds -> its usual names, the likeliest first; letter case does not matter"""
-SPLIT_NAMES = {"train": ("train", "training", "restval"), "val": ("val", "valid", "validation", "dev"),
-               "test": ("test", "testing")}
-"""split -> its usual names in a split column; restval is Karpathy's, and is trained on"""
 _ROWS = 100
 """rows in which columns are looked for"""
 
@@ -90,7 +88,7 @@ def split_values(path: Path, column: str, form: FileFormat = AUTO) -> tuple[dict
     where others have an unknown value.
     """
     counts = Counter(str(row.get(column)) for _, row in read_rows(path, form) if isinstance(row, dict))
-    found = {split: values for split, names in SPLIT_NAMES.items()
+    found = {split: values for split, names in SPLITS.items()
              if (values := [value for value in counts if value.strip().lower() in names])}
     others = {value: count for value, count in counts.items() if all(value not in own for own in found.values())}
     if "train" not in found or (others and len(found) == 1):

@@ -27,12 +27,12 @@ from lavis_lite.datasets.annotations.text_files import (
     read_text,
 )
 from lavis_lite.datasets.files import columnar
-from lavis_lite.datasets.files.locate import COLUMNAR, is_columnar
+from lavis_lite.datasets.files.locate import COLUMNAR, TEXT_FILES, is_columnar
 from lavis_lite.errors import DataError
 
 __all__ = ["SUFFIXES", "BadRow", "FileFormat", "NumberedRow", "check_suffix", "read_folder", "read_rows"]
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", *COLUMNAR)
+SUFFIXES = (*TEXT_FILES, *COLUMNAR)
 LISTS = ("data", "annotations", "rows", "samples", "items", "examples", "entries", "instances", "records", "train",
          "val", "test")
 """members that hold the rows of a file that is an object, if it has only one list"""

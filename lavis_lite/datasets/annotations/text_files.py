@@ -187,11 +187,12 @@ def decoded_objects(content: str) -> list[dict[str, Any]] | None:
 def decoded_lines(lines: list[str]) -> list[dict[str, Any]] | None:
     """The objects of lines that have one each, decoded at once; None: read the lines one by one.
 
-    The lines are joined to a list with a mark between them, which no line has. If every second element is a mark, then
-    no mark is within an element, and each line is one element.
+    The lines are joined to a list with a mark between them, which no line has. If every second element is a mark, and
+    there are as many others as lines, no element holds a mark. Then each line is one element.
     """
     joined, parts = f",{_MARK},".join(lines), len(lines) - 1
-    return _objects(_MARKED, f"[{joined}]", slice(None, None, 2)) if joined.count(_MARK) == parts else None
+    objects = _objects(_MARKED, f"[{joined}]", slice(None, None, 2)) if joined.count(_MARK) == parts else None
+    return objects if objects and len(objects) == len(lines) else None
 
 
 def _objects(decode: Callable[[str, int], tuple[Any, int]], content: str, which: slice) -> list[dict[str, Any]] | None:

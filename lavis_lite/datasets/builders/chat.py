@@ -95,7 +95,8 @@ class ChatBuilder(ImageTextBuilder):
 
     def _of_shards(self, entry: FileConfig, split: str, training: bool, vis: Processor) -> ChatDataset:
         """The conversations of webdataset tars, each with the pictures of its key."""
-        opened = open_shards(entry, self._key(split), [], None, None, self.cfg.max_pixels)
+        opened = open_shards(entry, self._key(split), [], max_pixels=self.cfg.max_pixels,
+                             several=self.row_filter(split) is not None)
 
         def file(value: Any) -> str:
             name = file_name(value)

@@ -152,7 +152,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         if training:
             if (most := self.cfg.captions_per_image) is not None:
                 table = table.first_of_each("image", most)
-            return self.train_dataset(table, self.kept_features(vis) or folder, vis, text, space=space,
+            return self.train_dataset(table, self.kept_features(vis, folder) or folder, vis, text, space=space,
                                       instruction=self.instruction(True))
         return self.eval_dataset(self._with_references(table, split), folder, vis, text,
                                  instruction=self.instruction(False))
@@ -191,10 +191,11 @@ class ImageTextBuilder(BaseDatasetBuilder):
         entry = self.cfg.build_info.annotations.get(self._own(split))
         return entry if entry is not None and self.media == "images" and names_in(entry) is not None else None
 
-    def kept_features(self, vis: Callable[..., Any]) -> FeatureFolder | None:
+    def kept_features(self, vis: Callable[..., Any], images: ImageFolder) -> FeatureFolder | None:
         """What stands in place of the training images, where the section names such."""
         folder = self.cfg.features
-        return open_features(folder, f"datasets.{self.name}", self.cfg.vis_processor.train, vis) if folder else None
+        return open_features(folder, f"datasets.{self.name}", self.cfg.vis_processor.train, vis,
+                             images) if folder else None
 
     def fields(self, training: bool) -> list[Field]:
         """What a row of the annotation files has."""
@@ -298,6 +299,10 @@ class ImageTextBuilder(BaseDatasetBuilder):
     def _media_root(self, annotations: Sequence[Path]) -> Path:
         storage = self._storage()
         if storage is None:
+            if len(folders := {path.parent for path in annotations}) > 1 and not all(map(is_columnar, annotations)):
+                raise DataError(f"datasets.{self.name}: the annotation files of one split are in several folders "
+                                f"({', '.join(sorted(map(str, folders)))}), so where are its {self.media}? Set "
+                                f"build_info.{self.media}.storage.")
             return annotations[0].parent
         prepared = self.root / storage if self.root else None
         return prepared if prepared is not None and prepared.exists() else files.resolve(storage)
@@ -326,7 +331,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         """Annotation files of all splits, the indexes of remote shards, or the generated data set."""
         for split in self.splits():
             if (entry := self.shards(split)) is not None:
-                open_shards(entry, self._key(split), [])
+                open_shards(entry, self._key(split), [], several=True)
             for source in self._sources(split) if entry is None else ():
                 source.fetch()
 

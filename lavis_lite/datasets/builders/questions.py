@@ -98,18 +98,13 @@ class ImageQABuilder(ImageTextBuilder):
         """
         cfg = self.cfg
         try:
-            return Layout(self.columns(), self.pattern_of(split), cfg.key_column, split, self.row_filter(split),
-                          nested=cfg.nested, parallel=cfg.parallel, required=cfg.required,
+            return Layout({"image": self.media[:-1], **cfg.columns}, self.pattern_of(split), cfg.key_column, split,
+                          self.row_filter(split), nested=cfg.nested, parallel=cfg.parallel, required=cfg.required,
                           join_column=cfg.join_column, answer_words=cfg.answer_words, row_files=cfg.row_files,
-                          exists=exists, form=self.file_format(), guessed=self.guessed_columns,
-                          several=self.several,
+                          exists=exists, form=self.file_format(), guessed=self.guessed_columns, several=self.several,
                           types=cfg.question_types.get(split, ()))
         except ConfigError as error:
             raise ConfigError(f"datasets.{self.name}.{error}") from error
-
-    def columns(self) -> dict[str, str | list[str]]:
-        """What columns are called in the files, where not by their usual names."""
-        return self.cfg.columns
 
     def build(self, split: str, training: bool) -> BaseDataset | None:
         """The data set of a split; None where there is no such split. Fetches annotation files that have a URL."""
@@ -121,8 +116,8 @@ class ImageQABuilder(ImageTextBuilder):
         folder = self.with_arrays(folder)
         instruction = instruction or self.default_instruction(training, self.multiple_choice(table))
         if training:
-            return QADataset(table, self.kept_features(vis) or folder, vis, text, instruction, space, self.cfg.learn,
-                             self.extras())
+            return QADataset(table, self.kept_features(vis, folder) or folder, vis, text, instruction, space,
+                             self.cfg.learn, self.extras())
         return self.eval_dataset(table, folder, vis, text, instruction, space, self._training_rows, self._candidates(),
                                  self.cfg.learn, self.extras(), self.multiple_choice(table))
 

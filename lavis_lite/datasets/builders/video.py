@@ -98,10 +98,6 @@ class VideoQABuilder(Videos, ImageQABuilder):
     ignored_keys: ClassVar[Mapping[str, str]] = {**VIDEOS, **FEATURES, **QUESTIONS}
     cfg: VideoQAConfig
 
-    def columns(self) -> dict[str, str | list[str]]:
-        """As for images, but a row names its `video`."""
-        return {"image": "video", **super().columns()}
-
 
 @registry.register_builder("video_dialogue")
 class VideoDialogueBuilder(Videos, ImageDialogueBuilder):
@@ -114,7 +110,3 @@ class VideoDialogueBuilder(Videos, ImageDialogueBuilder):
     sample_keys: ClassVar[tuple[str, ...]] = ("video", *ImageDialogueBuilder.sample_keys[1:])
     ignored_keys: ClassVar[Mapping[str, str]] = {**VIDEOS, **FEATURES, **QUESTIONS, **DIALOGUES}
     cfg: VideoDialogueConfig
-
-    def columns(self) -> dict[str, str | list[str]]:
-        """As for images, but a dialogue names its `video`."""
-        return {"image": "video", **super().columns()}

@@ -2,9 +2,10 @@
 
     DIR/manifest.json                 which encoder, weights and processor; without it nothing is used
     DIR/features-000000.safetensors   features dtype[K, P, Dv] of K images, and the hashes of their names
-    DIR/names.safetensors             name -> file and row, mapped
+    DIR/names.safetensors             file, row and stamp of each image
 
-Exact if the processor has nothing random: then an image always gives the same features.
+Exact if the processor has nothing random: then an image always gives the same features. An image that has changed since
+is refused when training asks for its features. Images that are not there are not compared.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lavis_lite.datasets.shards.index import name_hash
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.io import atomic, files
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, NAMES = "manifest.json", "names.safetensors"
 COMMAND = "python -m lavis_lite data cache-features"
 
@@ -33,6 +34,7 @@ class FeatureFolder(ImageFolder):
 
     Args:
         root: folder that `writer` filled.
+        images: what the features were made of, to be compared with; None: nothing is compared.
 
     Raises:
         DataError: it is not complete, or damaged.
@@ -40,15 +42,16 @@ class FeatureFolder(ImageFolder):
 
     has_previews = False
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, images: ImageFolder | None = None) -> None:
+        self.root, self.images = root, images
         self.manifest = _manifest(root)
         names = self._mapped(NAMES)
-        self._hash, self._file, self._row, self._crc = (names.lazy(key) for key in ("hash", "file", "row", "crc"))
+        self._hash, self._file, self._row, self._crc, self._stamp = (
+            names.lazy(key) for key in ("hash", "file", "row", "crc", "stamp"))
         self._maps: dict[int, Any] = {}
 
     def __reduce__(self) -> Any:
-        return type(self), (self.root,)
+        return type(self), (self.root, self.images)
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """As `load`: the images are processed already."""
@@ -58,13 +61,14 @@ class FeatureFolder(ImageFolder):
         """float[P, Dv] in the dtype that was kept.
 
         Raises:
-            BadSample: there is none for this image, or its bytes are damaged.
+            BadSample: the folder lacks the image, its bytes are damaged, or the image has changed since.
             DataError: the file of names is damaged.
         """
-        wanted = np.uint64(name_hash(name))
-        index = self._hash.search(wanted)
-        if index == len(self._hash) or self._hash[index] != wanted:
+        index = self._hash.find(np.uint64(name_hash(name)))
+        if index is None:
             raise BadSample(name, f"has no features in {self.root}; run {COMMAND} again to add what is new")
+        if self.images is not None and not self.images.is_still(name, tuple(self._stamp[index].tolist())):
+            raise BadSample(name, f"has changed since its features in {self.root} were made; run {COMMAND} again")
         file, row = int(self._file[index]), int(self._row[index])
         content = self._features(file)[row].copy()
         if zlib.crc32(content) != int(self._crc[index]):
@@ -140,20 +144,21 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def open_features(folder: str, key: str, processor: Mapping[str, Any] | None, vis: Any) -> FeatureFolder:
+def open_features(folder: str, key: str, processor: Mapping[str, Any] | None, vis: Any,
+                  images: ImageFolder) -> FeatureFolder:
     """The features that a data set's section names, if its training processor is the one they were made with.
 
     Args:
         folder: the section's `features`.
         key: the section's key in the configuration.
-        processor: its vis_processor.train. vis: that processor.
+        processor: its vis_processor.train. vis: that processor. images: what the features were made of.
 
     Raises:
         ConfigError: the processor is random or another one. DataError: see `FeatureFolder`.
     """
     given = dict(processor or {})
     refuse_random(vis, key, given)
-    features = FeatureFolder(files.resolve(folder))
+    features = FeatureFolder(files.resolve(folder), images)
     held = features.manifest["processor"]
     if held != given:
         raise ConfigError(f"{key}.features: {folder} was made with the processor {held}, but {key}.vis_processor.train "

@@ -20,7 +20,7 @@ from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.features.cache import FORMAT, MANIFEST, NAMES, file_of
 from lavis_lite.datasets.files.mapped import Mapped, write_arrays
 from lavis_lite.datasets.loading.loader import Loader
-from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.media.images import BadSample, Stamp
 from lavis_lite.datasets.shards.index import name_hash
 from lavis_lite.errors import DataError
 from lavis_lite.finite import check_finite
@@ -75,8 +75,8 @@ def image_names(tables: Sequence[RowTable]) -> list[str]:
 def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, log: Log = print) -> bool:
     """Write this process' share of the files, and the manifest once all are there.
 
-    Files that are there already are kept, so that a job that was stopped goes on. Those with an image of
-    another size in bytes are written anew.
+    Files that are there already are kept, so that a job that was stopped goes on. Those with an image that has
+    changed are written anew.
 
     Args:
         job: the features to be written.
@@ -102,8 +102,7 @@ def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, log: Log
 
 
 def _made_of(job: FeatureJob, file: int) -> str:
-    images = [[name, *job.folder.stamp(name)] for name in job.names(file)]
-    content = json.dumps([job.facts, job.dtype, images], sort_keys=True)
+    content = json.dumps([job.facts, job.dtype, list(job.names(file))], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -112,13 +111,16 @@ def _is_there(job: FeatureJob, file: int) -> bool:
     if not path.exists():
         return False
     try:
-        return Mapped(path).facts.get("made_of") == _made_of(job, file)
+        held = Mapped(path)
+        return held.facts.get("made_of") == _made_of(job, file) and all(
+            job.folder.is_still(name, tuple(stamp))
+            for name, stamp in zip(job.names(file), held["stamp"].tolist(), strict=True))
     except DataError:  # damaged: written anew
         return False
 
 
-class _Pictures(Dataset[tuple[int, Any]]):
-    """(index, processed image), or (index, why it cannot be used)."""
+class _Pictures(Dataset[tuple[int, Stamp, Any]]):
+    """(index, stamp, processed image), or why it cannot be used in the image's place."""
 
     def __init__(self, job: FeatureJob, names: Sequence[str]) -> None:
         self.folder, self.vis, self.names = job.folder, job.vis, names
@@ -126,19 +128,22 @@ class _Pictures(Dataset[tuple[int, Any]]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> tuple[int, Any]:
+    def __getitem__(self, index: int) -> tuple[int, Stamp, Any]:
+        name = self.names[index]
+        stamp = self.folder.stamp(name)  # first: an image that changes now is then found to have changed
         try:
-            return index, self.folder.view(self.names[index], self.vis)
+            return index, stamp, self.folder.view(name, self.vis)
         except BadSample as error:
-            return index, str(error)
+            return index, stamp, str(error)
 
 
 def _write_file(job: FeatureJob, file: int) -> None:
-    names, kept, hashes = job.names(file), [], []
+    names, kept, rows, stamps = job.names(file), [], [], []
     for items in Loader(_Pictures(job, names), job.workers, job.start_method, batch_size=job.batch_size,
                         collate_fn=list):
-        good = [(index, image) for index, image in items if isinstance(image, Tensor)]
-        bad = [error for _, error in items if isinstance(error, str)]
+        stamps += [stamp for _, stamp, _ in items]
+        good = [(index, image) for index, _, image in items if isinstance(image, Tensor)]
+        bad = [error for _, _, error in items if isinstance(error, str)]
         if bad and not job.skip_bad:
             raise DataError(f"{bad[0]}. Fix it, or set run.on_bad_sample=skip to leave such images out.")
         if not good:
@@ -146,12 +151,14 @@ def _write_file(job: FeatureJob, file: int) -> None:
         features = check_finite(_encoded(job, [image for _, image in good]),
                                 partial(_not_finite, [names[index] for index, _ in good]))
         kept.append(features.view(torch.uint16).numpy() if job.dtype == "bf16" else features.numpy())
-        hashes += [name_hash(names[index]) for index, _ in good]
+        rows += [index for index, _ in good]
     if not kept:
         raise DataError(f"none of the {len(names)} images from {names[0]} on can be used.")
     crc = [zlib.crc32(row.data) for part in kept for row in part]
     write_arrays(job.out / file_of(file),
-                 {"features": kept, "hash": np.array(hashes, np.uint64), "crc": np.array(crc, np.uint32)},
+                 {"features": kept, "crc": np.array(crc, np.uint32), "stamp": np.array(stamps, np.int64),
+                  "hash": np.array([name_hash(names[row]) for row in rows], np.uint64),
+                  "number": np.array(rows, np.int32)},
                  {"made_of": _made_of(job, file)}, bf16=["features"] if job.dtype == "bf16" else [])
 
 
@@ -178,7 +185,8 @@ def _finish(job: FeatureJob) -> None:
     rows = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
     write_arrays(job.out / NAMES, {
         "hash": hashes[order], "file": np.repeat(np.arange(len(files), dtype=np.int32), counts)[order],
-        "row": rows[order], "crc": np.concatenate([held["crc"] for held in files])[order]}, {})
+        "row": rows[order], "crc": np.concatenate([held["crc"] for held in files])[order],
+        "stamp": np.concatenate([held["stamp"][held["number"]] for held in files])[order]}, {})
     shape = list(files[0].lazy("features").unchecked().shape[1:])
     content = {"format": FORMAT, **job.facts, "dtype": job.dtype, "shape": shape, "images": len(hashes),
                "files": {held.path.name: {"bytes": held.path.stat().st_size, "digest": held.digest}

@@ -22,8 +22,9 @@ from lavis_lite.mini_world import GENERATORS
 MARKERS = ".unpacked"
 """folder of the markers of unpacked archives"""
 COLUMNAR = (".parquet", ".arrow", ".feather")
+TEXT_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 HASHED, BLOCK = 256, 4096
-"""blocks of an annotation file that are hashed, and bytes of each"""
+"""blocks of a file that are hashed, and bytes of each"""
 SHARD_INDEX = "index.json"
 """of a folder of shards"""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -151,12 +152,12 @@ def annotation_hashes(section: DatasetConfig) -> dict[str, str]:
         for number, name in enumerate(stored if isinstance(stored, list) else [stored], 1):
             path = None if name is None or files.is_url(str(name)) else files.resolve(name)
             if path is not None and path.is_file():
-                hashes[f"content of {split} annotation file {number}"] = _file_hash(path)
+                hashes[f"content of {split} annotation file {number}"] = file_hash(path)
     return hashes
 
 
-def _file_hash(path: Path) -> str:
-    """Size, and a hash of evenly spaced blocks with both ends among them."""
+def file_hash(path: Path) -> str:
+    """Size, and a hash of evenly spaced blocks with both ends among them: at most 1 MB is read."""
     size, digest = path.stat().st_size, hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         for offset in sorted({number * max(0, size - BLOCK) // (HASHED - 1) for number in range(HASHED)}):
@@ -171,20 +172,23 @@ def was_unpacked_into(folder: Path) -> bool:
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
-SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
-"""split -> names that folders and files have for it"""
+SPLITS = {"train": ("train", "training", "restval"), "val": ("val", "valid", "validation", "dev"),
+          "test": ("test", "testing")}
+"""split -> its usual names: of folders, files, and values of a column; restval is Karpathy's, and is trained on"""
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 """stem of one of several files of a split, as the Hugging Face hub has them"""
+_WORDS = re.compile(r"[\W\d_]+")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def table_files(folder: Path) -> list[Path]:
     """The annotation files of one split in a folder; [] if it holds none.
 
-    They are those of a saved data set (`state.json`), the metadata file of an imagefolder, or all Parquet files.
+    They are those of a saved data set (`state.json`), the metadata of an imagefolder, all Parquet files, or text files
+    named by their splits.
 
     Raises:
-        DataError: a saved data set lists no files; or the folder holds several splits.
+        DataError: a saved data set lists no files; or the folder holds several splits, or files of several kinds.
     """
     if not folder.is_dir():
         return []
@@ -200,13 +204,15 @@ def splits_in(folder: Path) -> dict[str, list[Path]]:
 
     A file's split is a word of its name. Files without such a word are "train", unless another file is.
     """
-    own = _files_in(folder) or _files_in(folder / "data")
+    own = (_files_in(folder) or _files_in(folder / "data") or _text_files(folder) or
+           _text_files(folder / "annotations"))
     if own and own[0].name.startswith("data-"):  # of a saved data set
         return {"train": own}
     words = [split_of(path.stem) for path in own]
     rest = "" if "train" in words else "train"
     named = [(word or rest or path.stem, [path]) for word, path in zip(words, own, strict=True)] or [
-        (inner.name, _files_in(inner)) for inner in sorted(folder.iterdir()) if inner.is_dir()]
+        (inner.name, _files_in(inner) or (_text_files(inner) if split_of(inner.name) else []))
+        for inner in sorted(folder.iterdir()) if inner.is_dir()]
     found: dict[str, list[Path]] = {}
     for name, paths in named:
         if paths:
@@ -219,7 +225,7 @@ def split_of(stem: str) -> str:
     """The split that a file's name tells, such as train-00000-of-00002, flickr_test or val; "": none, or several."""
     if shard := _SHARD.fullmatch(stem):
         return next((split for split, names in SPLITS.items() if shard[1].lower() in names), shard[1])
-    words = set(re.split(r"[\W_]+", stem.lower()))
+    words = set(_WORDS.split(stem.lower()))
     found = [split for split, names in SPLITS.items() if words.intersection(names)]
     return found[0] if len(found) == 1 else ""
 
@@ -230,6 +236,28 @@ def _files_in(folder: Path) -> list[Path]:
         return _saved(folder)
     metadata = [folder / name for name in _METADATA if (folder / name).is_file()]
     return metadata[:1] or (sorted(folder.glob("*.parquet")) if not any(folder.glob("*.tar")) else [])
+
+
+def _text_files(folder: Path) -> list[Path]:
+    """Files of a folder named by their split and alike otherwise, or its only file; no shards' own.
+
+    Raises:
+        DataError: there are several kinds of names, and not one of captions.
+    """
+    if any(folder.glob("*.tar")) or (folder / SHARD_INDEX).exists():
+        return []
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in TEXT_FILES)
+    splits = {name for names in SPLITS.values() for name in names}
+    kinds: dict[tuple[str, ...], list[Path]] = {}
+    for path in found:
+        if split_of(path.stem):
+            kind = (*(word for word in _WORDS.split(path.stem.lower()) if word not in splits), path.suffix.lower())
+            kinds.setdefault(kind, []).append(path)
+    of_captions = [kind for kind in kinds if "captions" in kind]
+    if len(kinds) > 1 and len(of_captions) != 1:
+        names = ", ".join(paths[0].name for paths in kinds.values())
+        raise DataError(f"{folder}: has annotation files of several kinds: {names}. Name a file instead of the folder.")
+    return kinds[(of_captions or list(kinds))[0]] if kinds else found if len(found) == 1 else []
 
 
 def _saved(folder: Path) -> list[Path]:

@@ -252,3 +252,8 @@ class LazyArray:
         if (index and not found[0] < value) or (index < len(self) and not value <= found[-1]):
             return int(np.searchsorted(self.whole(), value))  # raises: an element that is not checked misled it
         return index
+
+    def find(self, value: Any) -> int | None:
+        """Index of an element of an array that is sorted; None: it is not there."""
+        index = self.search(value)
+        return index if index < len(self) and self[index] == value else None

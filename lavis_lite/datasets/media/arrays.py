@@ -21,8 +21,6 @@ from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.errors import ConfigError, MissingExtraError, did_you_mean
 from lavis_lite.io import files
 
-ENDINGS = (".npy", ".safetensors")
-"""of files with one array each"""
 HDF5 = (".h5", ".hdf5")
 _TENSOR = "features"
 """the tensor's name in a safetensors file that has several"""

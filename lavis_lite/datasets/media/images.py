@@ -5,8 +5,9 @@ are tried (Pillow's PostScript reader would run a program), and a name may not l
 
 JPEGs are decoded by libjpeg-turbo directly (simplejpeg), with Pillow's settings (accurate DCT, smooth chroma), so that
 the pixels are Pillow's without the way through its image memory. If simplejpeg is not installed, or refuses a file,
-Pillow decodes it. Decoding at 1/2 or 1/4 of the size in the DCT would be faster still, but moves values by up to 14
-grey levels, so it is not done.
+Pillow decodes it. A JPEG that has lost bytes in its middle is refused: only simplejpeg passes libjpeg's warning on, and
+Pillow paints the rest grey. Decoding at 1/2 or 1/4 of the size in the DCT would be faster still, but moves values by up
+to 14 grey levels, so it is not done.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import random
 import stat
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -43,6 +45,8 @@ Pixels = NDArray[np.uint8]
 _START = b"\xff\xd8\xff"
 _MARKER, _SCAN, _NOTES = 0xFF, 0xDA, 0xE1
 """first byte of every segment; kind of the segment before the compressed data; kind of EXIF and XMP"""
+_LOST = ("premature end of data segment", "bad Huffman code", "instead of RST")
+"""libjpeg's warnings of gaps in a picture's data; others, such as superfluous bytes, concern sound pictures too"""
 _COLOUR_SPACES = ("YCbCr", "RGB", "Gray")
 """CMYK is left to Pillow, which knows Adobe's inverted kind"""
 MAX_PIXELS = 64_000_000
@@ -70,27 +74,24 @@ class BadSample(DataError):
 def load_rgb(path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a file to an upright RGB image (first frame of animations, transparency on white, 16 bits scaled).
 
-    This is Pillow's way, for processors that take PIL images; `load_pixels` gives the same pixels sooner.
-
     Raises:
-        BadSample: missing, not a regular file, not a picture, truncated, or larger than `max_pixels`.
+        BadSample: missing, not a regular file, not a picture, truncated or with a gap, or larger than `max_pixels`.
     """
-    check_regular(path)
-    return _pillow_image(path, path, max_pixels)
+    return Image.fromarray(load_pixels(path, max_pixels))
 
 
 def decode_rgb(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """`load_rgb` of a file's bytes; `name` is for messages."""
-    return _pillow_image(io.BytesIO(content), name, max_pixels)
+    return Image.fromarray(decode_pixels(content, name, max_pixels))
 
 
 def load_pixels(path: Path | str, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """The pixels of `load_rgb` as uint8[H, W, 3], JPEGs sooner; errors as `load_rgb`."""
+    """The pixels of `load_rgb` as uint8[H, W, 3]; errors as `load_rgb`."""
     check_regular(path)
     try:
         with open(path, "rb", buffering=0) as stream:
             if os.fstat(stream.fileno()).st_size > MOST_BYTES:
-                return np.array(load_rgb(path, max_pixels), copy=True)
+                return np.array(_pillow_image(path, path, max_pixels), copy=True)
             content = stream.read()
     except OSError as error:
         raise BadSample(path, _reason(error)) from error
@@ -101,11 +102,15 @@ def decode_pixels(content: bytes, name: Path | str, max_pixels: int = MAX_PIXELS
     """`load_pixels` of a file's bytes, such as a shard's member; `name` is for messages, errors as `load_rgb`."""
     with _named_errors(name):
         pixels = decode_jpeg(content, max_pixels)
-    return np.array(decode_rgb(content, name, max_pixels), copy=True) if pixels is None else pixels
+    return np.array(_pillow_image(io.BytesIO(content), name, max_pixels), copy=True) if pixels is None else pixels
 
 
 def decode_jpeg(content: bytes, max_pixels: int) -> Pixels | None:
-    """Upright RGB pixels of a JPEG's bytes; None: no JPEG, too large, damaged or rare: Pillow decodes or refuses it."""
+    """Upright RGB pixels of a JPEG's bytes; None: no JPEG, too large, damaged or rare: Pillow decodes or refuses it.
+
+    Raises:
+        ValueError: part of its data is lost.
+    """
     if simplejpeg is None or not content.startswith(_START):
         return None
     try:
@@ -113,7 +118,9 @@ def decode_jpeg(content: bytes, max_pixels: int) -> Pixels | None:
         if width * height > max_pixels or colours not in _COLOUR_SPACES:
             return None
         pixels: Any = simplejpeg.decode_jpeg(content, "RGB")
-    except ValueError:  # also what Pillow only warns of
+    except ValueError as error:
+        if any(warning in str(error) for warning in _LOST):
+            raise ValueError(f"part of the picture is lost: {error}") from error
         return None
     if not _has_notes(content):
         return pixels
@@ -188,6 +195,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "may not be read (permission denied)"
     return f"cannot be decoded ({type(error).__name__}: {error})"
+
+
+Stamp = tuple[int, int, int]
+"""bytes of an image's file, time of its last change in ns (0: it has none of its own), CRC-32"""
+NO_STAMP: Stamp = (0, 0, 0)
 
 
 class ImageFolder:
@@ -267,18 +279,37 @@ class ImageFolder:
         content = self.embedded(name)
         return (self.path(name), name) if content is None else (content, name[:40])
 
-    def stamp(self, name: str) -> list[int]:
-        """A number that changes with an image, and not with the host: its file's size; none if it has no file."""
+    def stamp(self, name: str) -> Stamp:
+        """What tells an image from what it was before."""
         try:
-            return [] if is_embedded(name) else [self.path(name).stat().st_size]
+            content = self.embedded(name)
+            found = None if content is not None else os.stat(self.path(name))
+            content = self.read(name) if content is None else content
+            return len(content), found.st_mtime_ns if found else 0, zlib.crc32(content)
         except (BadSample, OSError):  # whoever reads it is told
-            return []
+            return NO_STAMP
+
+    def is_still(self, name: str, stamp: Stamp) -> bool:
+        """Whether an image is still the one of `stamp`; True if it cannot be compared.
+
+        A file of the same size and time is not read. A copied folder has other times, so there the content counts.
+        """
+        try:
+            found = None if is_embedded(name) else os.stat(self.path(name))
+        except (BadSample, OSError):
+            return True
+        if found is not None and (found.st_size != stamp[0] or found.st_mtime_ns == stamp[1]):
+            return found.st_size == stamp[0]
+        return self.stamp(name)[::2] == stamp[::2]
 
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""
+        return Image.fromarray(self._pixels(name))
+
+    def _pixels(self, name: str) -> Pixels:
         source, label = self.source(name)
-        return (decode_rgb(source, label, self.max_pixels) if isinstance(source, bytes) else
-                load_rgb(source, self.max_pixels))
+        return (decode_pixels(source, label, self.max_pixels) if isinstance(source, bytes) else
+                load_pixels(source, self.max_pixels))
 
     def read(self, name: str) -> bytes:
         """The file's bytes as they are.
@@ -301,11 +332,8 @@ class ImageFolder:
 
     def view(self, name: str, processor: Callable[..., Any], rng: random.Random | None = None) -> Any:
         """What an image processor makes of a file: decoded straight to pixels where the processor takes those."""
-        if getattr(processor, "takes", "image") != "pixels":
-            return processor(self.load(name), rng)
-        source, label = self.source(name)
-        return processor(decode_pixels(source, label, self.max_pixels) if isinstance(source, bytes) else
-                         load_pixels(source, self.max_pixels), rng)
+        takes_pixels = getattr(processor, "takes", "image") == "pixels"
+        return processor(self._pixels(name) if takes_pixels else self.load(name), rng)
 
 
 class ImagesFolder(ImageFolder):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lavis_lite.datasets.files.locate import file_hash
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.shards.index import ARRAYS, INDEX, Shard, read_index
 from lavis_lite.errors import ConfigError, DataError
@@ -53,10 +54,42 @@ class LocalShards:
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
         self.location, self.shards = str(folder), list(shards)
+        self._same: set[int] = set()
 
     def path(self, number: int) -> Path:
-        """The tar of that number."""
-        return Path(self.location) / self.shards[number].name
+        """The tar of that number.
+
+        Raises:
+            BadSample: it is later than the index and another one, so the index' texts may not be its own. A tar that
+                is only damaged is judged image by image.
+        """
+        shard = self.shards[number]
+        path = Path(self.location) / shard.name
+        if number not in self._same and shard.content and path.exists():
+            found, index = path.stat(), path.with_name(INDEX).stat()
+            if (found.st_mtime_ns > index.st_mtime_ns and found.st_size == shard.bytes
+                    and file_hash(path) != shard.content):
+                raise BadSample(path, self._changed)
+            self._same.add(number)
+        return path
+
+    @property
+    def _changed(self) -> str:
+        return f"has changed since the index was made: python -m lavis_lite data index {self.location} --again"
+
+    def refuse_others(self) -> None:
+        """Check that the folder's tars are those of the index, by name and size.
+
+        Raises:
+            DataError: the index lacks a tar, or one has become larger.
+        """
+        sizes = {path.name: path.stat().st_size for path in Path(self.location).glob("*.tar")}
+        if more := sorted(sizes.keys() - {shard.name for shard in self.shards}):
+            raise DataError(f"{self.location}: {len(more)} of its tars are not in its index, such as {more[0]}. Run: "
+                            f"python -m lavis_lite data index {self.location} --again")
+        for shard in self.shards:
+            if sizes.get(shard.name, 0) > shard.bytes:
+                raise DataError(f"{Path(self.location) / shard.name}: {self._changed}.")
 
 
 class RemoteShards:

@@ -18,7 +18,7 @@ from lavis_lite.config.schema import FileConfig
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
 from lavis_lite.datasets.files.locate import SPLITS, ShardNames, names_in, split_of
-from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder
+from lavis_lite.datasets.media.images import MAX_PIXELS, NO_STAMP, BadSample, ImageFolder, Stamp
 from lavis_lite.datasets.shards.cache import LocalShards, RemoteShards, fetch_index, remote_folder
 from lavis_lite.datasets.shards.index import EXPLODED, INDEX, Location, ShardIndex
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
@@ -72,10 +72,14 @@ class ShardImages(ImageFolder):
         at = self._find(name)
         return self._content(at, name), self._label(at, name)
 
-    def stamp(self, name: str) -> list[int]:
-        """The checksum of an image in a shard."""
+    def stamp(self, name: str) -> Stamp:
+        """As the index has it; no shard is read."""
         found = self.index.find(name)
-        return [] if found is None else [found.crc]
+        return super().stamp(name) if found is None else (found.size, 0, found.crc)
+
+    def is_still(self, name: str, stamp: Stamp) -> bool:
+        """Whether an image is still the one of `stamp`; True if it cannot be compared."""
+        return self.stamp(name) in (stamp, NO_STAMP)
 
     def _find(self, name: str) -> Location:
         found = self.index.find(name)
@@ -150,7 +154,8 @@ class OpenedShards(NamedTuple):
 
 
 def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str | None = None,
-                keep: Callable[[Row], bool] | None = None, max_pixels: int = MAX_PIXELS) -> OpenedShards:
+                keep: Callable[[Row], bool] | None = None, max_pixels: int = MAX_PIXELS,
+                several: bool = False) -> OpenedShards:
     """The shards that an annotation entry names.
 
     Opening reads no row, unless the rows were not checked for these fields, or only some of them count.
@@ -160,9 +165,10 @@ def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str
         key: its key in the configuration, for messages.
         fields, explode, keep: as in `read_table`.
         max_pixels: see `images.load_rgb`.
+        several: whether shards of several splits may be among them, as the caller chooses rows itself, or reads none.
 
     Raises:
-        DataError: no index, an index of other shards, or faulty rows.
+        DataError: no index, an index of other shards, shards of several splits, or faulty rows.
     """
     names = names_in(cfg)
     if names is None:
@@ -171,8 +177,10 @@ def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str
     index = ShardIndex(fetch_index(names.location, sha256) if names.remote else files.resolve(names.location))
     shards = (RemoteShards(names.location, index.shards) if names.remote else
               LocalShards(files.resolve(names.location), index.shards))
-    if names.names is None and keep is None and fields:
-        _refuse_several_splits(index, names.location, key)
+    if isinstance(shards, LocalShards) and names.names is None:
+        shards.refuse_others()
+    if names.names is None and keep is None and not several:
+        _refuse_several_splits(index, shards.location, key)
     first, count = _chosen(names, index, key)
     table = index.table([f"{shards.location}/{shard.name}" for shard in index.shards], first, count)
     if keep is None and _is_checked(index, fields) and explode in (None, EXPLODED):

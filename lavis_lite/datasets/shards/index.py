@@ -40,12 +40,13 @@ def name_hash(name: str) -> int:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar."""
+    """One tar; `content` is its `file_hash`, which indexes of earlier versions lack."""
 
     name: str
     bytes: int
     samples: int
     sha256: str
+    content: str = ""
 
 
 class Location(NamedTuple):
@@ -102,11 +103,8 @@ class ShardIndex:
         Raises:
             DataError: the index is damaged there.
         """
-        wanted = np.uint64(name_hash(name))
-        index = self._hashes.search(wanted)
-        if index == len(self._hashes) or self._hashes[index] != wanted:
-            return None
-        return Location(*(int(array[index]) for array in self._locations))
+        index = self._hashes.find(np.uint64(name_hash(name)))
+        return None if index is None else Location(*(int(array[index]) for array in self._locations))
 
     def table(self, names: Sequence[str], first: int = 0, count: int | None = None) -> RowTable:
         """The rows of `count` shards from the `first` on, one per row of the samples' JSON.

@@ -17,7 +17,9 @@ from typing import Any
 from lavis_lite.datasets.annotations.chats import COLUMNS
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked_row, describe, file_name, texts
 from lavis_lite.datasets.annotations.tables import Row
+from lavis_lite.datasets.files.locate import file_hash
 from lavis_lite.datasets.files.mapped import Mapped
+from lavis_lite.datasets.shards.cache import LocalShards
 from lavis_lite.datasets.shards.index import (
     EXPLODED,
     INDEX,
@@ -118,7 +120,7 @@ def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "aut
     kinds = {"image": file_name.__name__} if all("image" in row for _, row in rows) else {}
     if rows and all(EXPLODED in row for _, row in rows):
         kinds[EXPLODED] = texts.__name__
-    shard = Shard(name, path.stat().st_size, samples, atomic.file_sha256(path))
+    shard = Shard(name, path.stat().st_size, samples, atomic.file_sha256(path), file_hash(path))
     kept = {key: sum(key in row for _, row in rows) for key in keep}
     Part(shard, images, rows, kinds).save(
         folder, settings=settings, stamp=_stamp(path), faults=json.dumps(errors.shown), count=str(errors.count),
@@ -212,7 +214,16 @@ def _check_found(folder: Path, facts: Sequence[dict[str, str]], keep: Sequence[s
 
 
 def needs_index(folder: Path, again: bool) -> bool:
-    """Whether there is none, or a new one is asked for; the old one is removed then."""
+    """Whether there is none, or a new one is asked for; the old one is removed then.
+
+    Raises:
+        DataError: there is one, and the tars are others.
+    """
+    if not again and (folder / INDEX).exists():
+        shards = LocalShards(folder, ShardIndex(folder).shards)
+        shards.refuse_others()
+        for number in range(len(shards.shards)):
+            shards.path(number)
     if again:
         (folder / INDEX).unlink(missing_ok=True)
     return not (folder / INDEX).exists()

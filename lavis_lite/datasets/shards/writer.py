@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from lavis_lite.datasets.annotations.tables import ELEMENT, Row, RowTable
+from lavis_lite.datasets.files.locate import file_hash
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.media.images import SUFFIXES, BadSample, ImageFolder
 from lavis_lite.datasets.shards.index import (
@@ -193,7 +194,8 @@ def write_shard(plan: Plan, number: int) -> None:
                 file, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
             for sample, rows in plan.samples(number):
                 members.add(tar, sample, rows, plan)
-        shard = Shard(name, temporary.stat().st_size, len(members.images), atomic.file_sha256(temporary))
+        shard = Shard(name, temporary.stat().st_size, len(members.images), atomic.file_sha256(temporary),
+                      file_hash(temporary))
     kinds = {field: "texts" if field == EXPLODED and kind == ELEMENT else kind
              for field, kind in plan.table.kinds.items()}
     Part(shard, members.images, members.rows, kinds).save(plan.out, skipped=json.dumps(members.skipped))

@@ -7,6 +7,7 @@ is slow, so only a sample of the files is decoded.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import posixpath
 from array import array
 from collections import defaultdict
@@ -108,7 +109,7 @@ def _examine_split(builder: BaseDatasetBuilder, report: SplitReport, how: CheckO
                           "they cannot be checked.")
     names = scan(dataset, report, how.count_tokens, how.max_tokens)
     check_media(dataset, names, report, how.images)
-    named[report.split] = {(str(dataset.folder.root), name) for name in names.first_row}
+    named[report.split] = set(zip(itertools.repeat(str(dataset.folder.root)), names.first_row, strict=False))
     return [] if how.sheet is None else [_thumbnail(dataset, names.first_row[name], report.split)
                                          for name in names.spread(how.samples)]
 

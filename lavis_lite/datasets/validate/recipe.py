@@ -21,7 +21,7 @@ from lavis_lite.datasets.builders.custom import CustomConfig
 from lavis_lite.datasets.builders.dialogue import ImageDialogueConfig
 from lavis_lite.datasets.builders.images import ImageDatasetConfig
 from lavis_lite.datasets.builders.questions import ImageQAConfig
-from lavis_lite.datasets.files.locate import splits_in
+from lavis_lite.datasets.files.locate import TEXT_FILES, splits_in
 from lavis_lite.datasets.shards.index import ShardIndex
 from lavis_lite.datasets.shards.scan import needs_index
 from lavis_lite.errors import ConfigError, DataError, did_you_mean
@@ -40,7 +40,7 @@ def guess(path: Path, image_root: Path | None = None, named: Mapping[str, str] |
 
     Args:
         path: JSON, JSONL, CSV, TSV, Parquet or Arrow; a folder with such files; or one with tars and their index.
-        image_root: folder of the images; by default the file's.
+        image_root: folder of the images; by default the file's, and for files in `annotations` the folder around it.
         named: columns that the caller knows: key of KNOWN -> name in the file.
         form: how the file is written, as far as that is known.
         goal: what is to be learned, if that is known.
@@ -55,20 +55,24 @@ def guess(path: Path, image_root: Path | None = None, named: Mapping[str, str] |
     splits = splits_in(path) if path.is_dir() else {"train": [path]}
     if not splits:
         return _shards(path)
-    first = next(iter(splits.values()))[0]
+    first = splits.get("train", next(iter(splits.values())))[0]
     columns = guess_columns(first, named, form)
-    root = (image_root or first.parent).absolute()
+    folders = {file.parent for files in splits.values() for file in files}
+    root = image_root or (first.parent.parent if path.is_dir() and first.parent.name == "annotations" else first.parent)
+    beside = image_root is None and len(folders) > 1  # each split has its images beside its own file
     asked = is_benchmark(columns.present) or "question" in columns.found and "answer" not in columns.found
     if asked and list(splits) == ["train"]:  # nothing to learn
         splits = {"test": splits["train"]}
     storage = {split: [str(file.absolute()) for file in files] for split, files in splits.items()}
     info = BuildInfo({split: FileConfig(storage=files[0] if len(files) == 1 else list(files))
-                      for split, files in storage.items()}, images=StorageConfig(storage=str(root)))
+                      for split, files in storage.items()},
+                     images=StorageConfig(storage=None if beside else str(root.absolute())))
     text = "question" if "question" in columns.found else "caption"
     if is_conversation(columns.present):
         text = "conversations" if goal == "vqa" or goal is None and _are_questions(splits, columns, form) else "chat"
     _refuse_lacking(first, columns, text)
-    section, notes = _section(columns, text, info), [f"columns: {columns.describe()}", f"images in {root}"]
+    section, notes = _section(columns, text, info), [
+        f"columns: {columns.describe()}", "images beside each file" if beside else f"images in {root.absolute()}"]
     section.delimiter, section.quoting, section.encoding = form.delimiter, form.quoting, form.encoding
     notes += _choose_splits(first, columns, section) if len(splits) == 1 else [f"splits: {', '.join(splits)}"]
     used = {section.split_column, *_named_in(section)}
@@ -141,7 +145,10 @@ def _refuse_lacking(path: Path, columns: Columns, text: str) -> None:
 def _shards(folder: Path) -> tuple[DatasetConfig, list[str]]:
     """The section that reads a folder of tars; a DataError if they have no index."""
     if not any(folder.glob("*.tar")):
-        raise DataError(f"{folder}: the folder has neither annotation files (JSON, CSV, Parquet ...) nor tars.")
+        found = ", ".join(sorted(path.name for path in folder.glob("*") if path.suffix.lower() in TEXT_FILES)[:5])
+        raise DataError(f"{folder}: the folder has neither annotation files (JSON, CSV, Parquet ...) nor tars."
+                        if not found else f"{folder}: has several files, and no name tells a split: {found}. Name one "
+                        "file instead of the folder, or call them train, val and test.")
     if needs_index(folder, again=False):
         raise DataError(f"{folder}: its tars have no index yet. Make it with: python -m lavis_lite data index {folder}")
     info = BuildInfo(annotations={"train": FileConfig(storage=str(folder.absolute()))})

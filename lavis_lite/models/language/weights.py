@@ -96,8 +96,8 @@ class HeldWeights(nn.Module):
 def refuse_partial(model: nn.Module, folder: str, info: Mapping[str, Any]) -> None:
     """Refuse weights of which transformers left out some, or drew tensors at random because the files lack them.
 
-    Left out are layers beyond the configuration's, and what a layer of the model has in the files alone: biases that
-    the configuration denies, scales of quantised weights, adapters.
+    Left out are layers beyond the configuration's, and what a layer has in the files alone. Such are biases
+    that the configuration denies, scales of quantised weights, adapters.
 
     Args:
         model: with the weights.

@@ -8,6 +8,7 @@ Shapes: B images, H = W pixels, P tokens (prefix tokens, then patches in reading
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -144,6 +145,17 @@ class VisionEncoder(Encoder):
 
             training.freeze_all_but_last(self.vit, blocks) if how == "last" else training.add_adapters(self.vit)
 
+    def differences(self, section: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """(key, a section's value, one's own) of what its features are, which no tensor's shape shows.
+
+        Nothing for a section with another encoder, or with an interpolation.
+        """
+        layer, prefix = section["vit_layer"], section["vit_cls"] or "keep"
+        if section["vit_model"] == self.name and not isinstance(layer, str):
+            yield "vit_layer", chosen_layers(self.name, layer, self.total_layers), self.layers
+            if getattr(self.vit, "num_prefix_tokens", 0):
+                yield "vit_cls", prefix, "drop" if self.dropped else "keep"
+
     # construction ---------------------------------------------------------------------------------------------------
     def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool,
                layer: Layer) -> tuple[Any, list[int], int]:
@@ -256,6 +268,15 @@ class VisionEncoder(Encoder):
         return list(self.vit.blocks)
 
     # what others need to know -----------------------------------------------------------------------------------------
+    @property
+    def design(self) -> dict[str, Any]:
+        """What features depend on beside pixels and weights, as plain values."""
+        attention, mlp = (next((part for block in self.vit.blocks if (part := getattr(block, name, None))), None)
+                          for name in ("attn", "mlp"))
+        return {"layers": list(self.layers), "dropped tokens": self.dropped,
+                "heads": getattr(attention, "num_heads", None), "activation": type(getattr(mlp, "act", None)).__name__,
+                "norm_eps": [module.eps for module in self.vit.modules() if isinstance(module, nn.LayerNorm)][:1]}
+
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning rates: 0 embeddings and what precedes the blocks, i+1 block i.
 

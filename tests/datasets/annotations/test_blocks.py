@@ -92,6 +92,13 @@ LINES = ['{"a": 1, "b": "x"}', '{"a": 2}', '{"a": "c: d"}', '{"a": "smile :)"}',
          '"}', '{"a": -Infinity}', '{"a": "}, {"}', '{"a": 1}, {"b": 2}']
 
 
+def test_a_list_that_goes_on_in_the_next_line_is_no_row(tmp_path: Path) -> None:
+    assert decoded_lines(['{"a": [1]}', '{"a": 2}']) == [{"a": [1]}, {"a": 2}]
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": [1\n2]}\n')
+    assert [(number, type(row).__name__) for number, row in read_rows(path)] == [(1, "BadRow"), (2, "BadRow")]
+
+
 def rows_of(path: Path) -> list[str]:
     """Rows in their order, or the error, as text: NaN differs from itself."""
     try:

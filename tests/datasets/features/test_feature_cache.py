@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lavis_lite.checkpoints.weights import encoder_identity
@@ -20,6 +23,7 @@ from lavis_lite.datasets.features.cache import FeatureFolder, file_of, refuse_ra
 from lavis_lite.datasets.features.writer import FeatureJob, image_names, write_features
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.processors.video import AlproVideoEval
 
 EVAL = {"name": "blip_image_eval", "image_size": 16}
@@ -118,6 +122,31 @@ def test_a_file_with_an_image_that_has_changed_is_written_anew(job, coco_folder)
     assert torch.equal(kept.load("4.png"), kept.load("5.png"))
 
 
+def test_training_refuses_features_of_an_image_that_has_changed(job, coco_folder, coco_section):
+    """Uncompressed pictures keep their size; a copied folder has other times and the same pictures."""
+    pictures = coco_folder / "images"
+    for number in range(8):
+        Image.new("RGB", (20, 20), (number, 90, 10)).save(pictures / f"{number}.png", format="BMP")
+    done = job()
+    write_features(done, log=quiet)
+    for path in pictures.iterdir():
+        os.utime(path, (1, 1))
+    coco_section.features = str(done.out)
+    data = pickle.loads(pickle.dumps(ImageCaptionBuilder("tiny", coco_section).build("train", training=True)))
+    assert data[0]["image"].shape == (8, 6)
+    changed = bytearray((pictures / "0.png").read_bytes())
+    changed[200] ^= 99
+    (pictures / "0.png").write_bytes(changed)
+    with pytest.raises(BadSample, match=r"^0.png: has changed since its features in .*; run .*cache-features again$"):
+        data[0]
+    said: list[str] = []
+    assert write_features(done, log=said.append) and [line[:24] for line in said] == [file_of(0)[:24]]
+    assert ImageCaptionBuilder("tiny", coco_section).build("train", training=True)[0]["image"].shape == (8, 6)
+    shutil.rmtree(pictures)  # features may be on a machine without the images
+    pictures.mkdir()
+    assert ImageCaptionBuilder("tiny", coco_section).build("train", training=True)[0]["image"].shape == (8, 6)
+
+
 def test_processes_share_the_files(job):
     done = job()
     assert not write_features(done, rank=1, world_size=2, log=quiet)
@@ -144,6 +173,23 @@ def test_another_encoder_or_processor_is_refused(job, coco_section):
         refuse_random(AlproVideoEval(), "datasets.clips", {})
 
 
+@pytest.mark.parametrize("changes", [{"layer": -3}, {"layer": [-2, -4]}, {"prefix": "drop"}, {"heads": 4},
+                                     {"norm_eps": 1e-3}])
+def test_an_encoder_of_the_same_weights_that_computes_something_else_is_another(job, changes):
+    """Neither the layers that are read, nor heads, nor an epsilon show in the weights' names and shapes."""
+    def identity(**settings: Any) -> dict[str, Any]:
+        torch.manual_seed(0)
+        shape = {"depth": 4, "width": 32, "heads": 2, "patch_size": 8, "layer": [-2, -3]} | settings
+        return encoder_identity(SimpleNamespace(vision_encoder=VisionEncoder("clip_L", 16, frozen=True, **shape)))
+
+    done = job(facts={"encoder": identity(), "processor": dict(EVAL)})
+    write_features(done, log=quiet)
+    kept = FeatureFolder(done.out)
+    kept.check_encoder(identity())
+    with pytest.raises(ConfigError, match="another vision encoder"):
+        kept.check_encoder(identity(**changes))
+
+
 def test_bad_images_stop_the_job_or_are_left_out(job, coco_folder):
     (coco_folder / "images" / "5.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"5.png: is not an image.*on_bad_sample=skip"):
@@ -153,6 +199,9 @@ def test_bad_images_stop_the_job_or_are_left_out(job, coco_folder):
     assert kept.load("4.png").shape == (8, 6)
     with pytest.raises(BadSample, match=r"5.png: has no features in"):
         kept.load("5.png")
+    (coco_folder / "images" / "5.png").write_bytes((coco_folder / "images" / "4.png").read_bytes())
+    write_features(job(), log=quiet)
+    assert torch.equal(FeatureFolder(job().out).load("5.png"), kept.load("4.png"))
 
 
 def test_damage_is_found(job):

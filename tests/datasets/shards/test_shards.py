@@ -24,6 +24,7 @@ from PIL import Image
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import FileConfig, RunConfig
 from lavis_lite.datasets.annotations.tables import RowTable
+from lavis_lite.datasets.builders.chat import ChatBuilder, ChatConfig
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder, ImageShardBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
@@ -150,7 +151,7 @@ def test_some_of_the_shards(folder, build, pattern, images):
         f"picture {8 - images}, caption 0", "picture 7, caption 1"]
 
 
-def test_a_folder_with_shards_of_several_splits_is_not_one_split(loose, tmp_path, build):
+def test_a_folder_with_shards_of_several_splits_is_not_one_split(loose, section, tmp_path, build):
     made = tmp_path / "both"
     pack(loose, made)
     shutil.move(made / "000000.tar", made / "val-000000.tar")
@@ -161,6 +162,9 @@ def test_a_folder_with_shards_of_several_splits_is_not_one_split(loose, tmp_path
     run_command("data", ["index", str(made)])
     with pytest.raises(DataError, match=r"both has shards of several splits \(train, val\). Name those of one"):
         build(made)
+    for builder, config in ((ImageQABuilder, ImageQAConfig), (ChatBuilder, ChatConfig)):
+        with pytest.raises(DataError, match=r"both has shards of several splits"):
+            builder("mine", section(made, {"train": ""}, config)).build("train", training=True)
     assert len(build(made / "train-{000000..000001}.tar")) == 10
 
 
@@ -283,6 +287,7 @@ def test_a_flipped_byte_is_found_in_content_and_header(folder, build):
         content = bytearray(path.read_bytes())
         content[place.offset + offset] ^= 1
         path.write_bytes(content)
+        os.utime(path, (1, 1))  # a bit that a disk flips changes no time
         assert words in reasons(data)[2 * int(name[0])]
     assert len(reasons(data)) == 4
 
@@ -353,6 +358,27 @@ def test_foreign_shards(foreign, build, capsys):
     assert data.table[4]["key"] == "000010001" and "url" not in data.table[4]
     assert data.folder.read("00001/000010001.png").endswith(bytes([1, 1]))
     assert not (foreign.parent / "evil.txt").exists()
+
+
+def test_an_index_of_other_tars_is_not_trained_on(foreign, build, capsys):
+    """New captions of the same length leave every picture at its offset; a copied folder has other times."""
+    assert run_command("data", ["index", str(foreign), "--skip-bad"]) == 0
+    path = sorted(foreign.glob("*.tar"))[0]
+    os.utime(path)
+    assert build(foreign)[0]["image"].shape == (3, 16, 16)
+    path.write_bytes(path.read_bytes().replace(b"text ", b"TEXT "))
+    with pytest.raises(BadSample, match=rf"{path.name}: has changed since the index was made: .*data index .* --again"):
+        build(foreign)[0]
+    assert run_command("data", ["index", str(foreign)]) == 2
+    path.write_bytes(path.read_bytes() + bytes(10240))
+    with pytest.raises(DataError, match=rf"{path.name}: has changed since the index was made"):
+        build(foreign)
+    assert run_command("data", ["index", str(foreign), "--again", "--skip-bad"]) == 0
+    build(foreign)
+    shutil.copy(path, foreign / "later.tar")
+    with pytest.raises(DataError, match=r"1 of its tars are not in its index, such as later.tar. Run: .*--again"):
+        build(foreign)
+    assert run_command("data", ["index", str(foreign)]) == 2 and "later.tar" in capsys.readouterr().err
 
 
 def test_the_index_of_own_shards_can_be_found_out_again(folder, tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lavis_lite.checkpoints import load_state
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.errors import ConfigError, MissingExtraError
+from lavis_lite.errors import CheckpointError, ConfigError, MissingExtraError
 from lavis_lite.models.base import freeze
 from lavis_lite.models.blip2.config import Blip2OPTConfig
 from lavis_lite.models.blip2.llm import Blip2LLM
@@ -71,6 +71,7 @@ def test_what_transformers_is_asked_for() -> None:
     class Kind:
         @staticmethod
         def from_pretrained(folder: str, **given: Any) -> tuple[str, dict[str, Any]]:
+            assert given["output_loading_info"]
             return folder, given
 
     folder, given = read_quantised(Kind, "folder", "4bit", torch.float16, torch.device("cuda", 3))
@@ -190,6 +191,17 @@ def test_bitsandbytes_loads_computes_and_trains_adapters(bits: Quantization, nam
     trained = [key for key, value in model.named_parameters() if value.requires_grad]
     assert all(".lora_" in key for key in trained) and bool(trained) is (lora is not None)
     assert model.to("meta") is model and model.embed(torch.tensor([1])).device == CPU
+
+
+@pytest.mark.skipif(not installed("bitsandbytes", "accelerate"), reason="bitsandbytes (extra quant) is not installed")
+def test_a_folder_that_lacks_a_tensor_is_refused_in_4_bits_too(tmp_path: Path) -> None:
+    saved = tiny("llama")
+    whole, lost = saved.model.state_dict(), "model.layers.0.mlp.up_proj.weight"
+    saved.model.save_pretrained(tmp_path, state_dict={name: value for name, value in whole.items() if name != lost})
+    model = build_language_model(str(tmp_path), tokenizer=saved.tokenizer.loaded,
+                                 setup=LMLoadOptions(quantization="4bit"))
+    with pytest.raises(CheckpointError, match=rf"in 1 of its tensors, such as {lost}: the files lack them"):
+        load_pretrained(model, str(tmp_path))
 
 
 def test_tiny_is_plain() -> None:
