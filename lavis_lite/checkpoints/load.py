@@ -239,7 +239,7 @@ def _notes(content: Content, taken: list[str]) -> list[str]:
 
 
 MINIGPT4, OWL = "llama_proj.", "abstractor.encoder."
-"""how names begin: MiniGPT-4's, whose linear layer is all that it has; those of mPLUG-Owl's abstractor"""
+"""how names begin: those of MiniGPT-4's release, which is one linear layer, and of mPLUG-Owl's abstractor"""
 
 
 def is_known_layout(names: Iterable[str]) -> bool:

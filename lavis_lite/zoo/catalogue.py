@@ -196,12 +196,12 @@ def load_model_and_preprocess(name: str | None = None, model_type: str | None = 
     section, preprocess, source = _sections(name, model_type, run, checkpoint, weights)
     processors = load_preprocess(preprocess)
     model = load_section(section, is_eval=is_eval, device=device, checkpoint=source, dtype=dtype,
-                         device_map=device_map, quantization=quantization, log=_told,
+                         device_map=device_map, quantization=quantization, log=_log_line,
                          allow_untrained=allow_untrained, allow_non_finite=allow_non_finite)
     return model, *processors
 
 
-def _told(line: str) -> None:
+def _log_line(line: str) -> None:
     """A line of loading; notes are shown even where a program sets up no logging."""
     _log.log(logging.WARNING if line.startswith("note: ") else logging.INFO, line)
 

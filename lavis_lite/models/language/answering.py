@@ -227,8 +227,8 @@ def tried(answers: Sequence[str], most: int | None) -> list[str]:
         raise ConfigError(f"num_ans_candidates is {most}; at least one answer must be tried (null: all).")
     if most is not None and most < len(answers):
         warnings.warn(f"num_ans_candidates={most}: only the first {most} of the {len(answers)} answers of answer_list "
-                      "are tried; questions with another right answer are answered wrongly. null (in Python None) "
-                      "tries all.", stacklevel=2)
+                      "are tried. Where another one is right, the answer is wrong. null (in Python None) tries all.",
+                      stacklevel=2)
     return list(answers)[:most]
 
 
