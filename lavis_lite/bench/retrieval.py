@@ -117,7 +117,7 @@ class Setting:
         images = range(self.shape.images)
         return Gallery(list(images), [""] * self.count,
                        [list(range(CAPTIONS * image, CAPTIONS * (image + 1))) for image in images],
-                       [image for image in images for _ in range(CAPTIONS)])
+                       [[image] for image in images for _ in range(CAPTIONS)])
 
     def pairs_of(self, image: int) -> Tensor:
         """The texts that are scored with an image, both directions together."""
