@@ -100,8 +100,7 @@ def parsed(body: Any, limits: Limits) -> ChatRequest:
         raise DataError(f"n: one answer for each request, not {shown(body['n'])}.")
     for key, neutral in NOT_OFFERED.items():
         if body.get(key) not in (None, *neutral):
-            raise DataError(f"{key}: {shown(body[key])} would change the answer, and is not offered here. Leave it "
-                            "out.")
+            raise DataError(f"{key}: {shown(body[key])} would change the answer, and is not offered; leave it out.")
     pictures: list[Image.Image] = []
     turns = tuple(_turn(message, f"messages[{number}]", pictures, limits)
                   for number, message in enumerate(body["messages"]))

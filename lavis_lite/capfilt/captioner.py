@@ -64,7 +64,7 @@ class ZooCaptioner:
         if language_model_of(model) is None or not isinstance(model, protocols.Captioner):
             raise ConfigError(f"--captioner {name}: needs a model that samples several captions per image, such as "
                               "blip2_opt, blip2_t5 or blip2_vicuna_instruct.")
-        self.name = f"{name} {sampling} weights {weights_hash(model)}"
+        self.name = f"{name} {sampling} {weights_hash(model)}"
         self.model, self.processor, self.sampling = model, processor, sampling
         self._generate: Callable[..., list[str]] = model.generate
         Decoding(**self._settings(), num_beams=1, sample=True)

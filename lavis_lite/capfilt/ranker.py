@@ -54,7 +54,7 @@ class ClipRanker:
     """
 
     def __init__(self, name: str, model: CLIPModel, processor: CLIPProcessor) -> None:
-        self.name, self.model, self.processor = f"clip {name} weights {weights_hash(model)}", model, processor
+        self.name, self.model, self.processor = f"clip {name} {weights_hash(model)}", model, processor
         self.most_tokens = int(model.config.text_config.max_position_embeddings)  # type: ignore[union-attr]
 
     @torch.inference_mode()
@@ -114,7 +114,7 @@ class QFormerRanker:
                  text_processor: Callable[[str], str]) -> None:
         if not isinstance(model, FeatureExtractor):
             raise ConfigError(f"--ranker {name}: this model has no similarity of images and texts; use blip2:TYPE.")
-        self.name, self.model = f"ranker {name} weights {weights_hash(model)}", model
+        self.name, self.model = f"ranker {name} {weights_hash(model)}", model
         self.image_processor, self.text_processor = image_processor, text_processor
 
     @torch.inference_mode()

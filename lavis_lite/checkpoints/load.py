@@ -30,7 +30,6 @@ from lavis_lite.config.named import model_types, type_content
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
 from lavis_lite.models.base import BaseModel, frozen_roots
-from lavis_lite.models.vision.config import chosen_layers
 from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.registry import registry
 
@@ -120,7 +119,7 @@ def refuse_other_settings(model: object, source: str | Path) -> None:
     if not isinstance(model, recorded) and getattr(model, "language_model", None) and not section.get("llm_model"):
         refuse_other_kind(model, recorded.config_class, source)
     errors = [f"model.{key} was {was!r} (here {now!r})" for key, was, now in _unseen(model, section)
-              if was != now and not isinstance(was, str)]  # an interpolation is recorded as it was written
+              if was != now and "${" not in str(was)]  # an interpolation is recorded as it was written
     if errors:
         raise CheckpointError(f"{source}: {'; '.join(errors)}. The tensors would fit, and the outputs would be others. "
                               "Give the section model these values.")
@@ -130,17 +129,15 @@ def _unseen(model: object, section: dict[str, Any]) -> Iterator[tuple[str, Any, 
     """(key, recorded value, the model's) of settings that no tensor's shape shows."""
     if section.keys() == {"arch", "model_type"} and section["model_type"] in model_types(section["arch"]):
         section |= type_content(section["arch"], section["model_type"])["model"]  # a packaged one names its type only
-    defaults = registry.get_model_class(section["arch"]).config_class
+    defaults = registry.get_model_class(section["arch"]).config_class  # they are not written down
+    keys = (*UNSEEN, "vit_model", "vit_layer", "vit_cls")
+    was = {key: section.get(key, getattr(defaults, key, None)) for key in keys}
     cfg = getattr(getattr(model, "qformer", None), "cfg", None)
     for key, name in UNSEEN.items():
-        was = section.get(key, getattr(defaults, key, None))  # a default is not written down
-        if was is not None and (own := getattr(cfg, name, None)) is not None:
-            yield key, was, own
-    encoder = getattr(model, "vision_encoder", None)
-    if isinstance(encoder, VisionEncoder) and section.get("vit_model") == encoder.name and "vit_layer" in section:
-        yield "vit_layer", chosen_layers(encoder.name, section["vit_layer"], encoder.total_layers), encoder.layers
-        if getattr(encoder.vit, "num_prefix_tokens", 0):
-            yield "vit_cls", section.get("vit_cls", "keep"), "drop" if encoder.dropped else "keep"
+        if was[key] is not None and (own := getattr(cfg, name, None)) is not None:
+            yield key, was[key], own
+    if isinstance(encoder := getattr(model, "vision_encoder", None), VisionEncoder):
+        yield from encoder.differences(was)
     lora = getattr(getattr(getattr(model, "language_model", None), "load_options", None), "lora", None)
     if lora is not None and (section.get("lora") is not None or section.get("llm_train") == "lora"):
         yield "lora.alpha", (section.get("lora") or {}).get("alpha", type(lora).alpha), lora.alpha
@@ -237,10 +234,8 @@ def _notes(content: Content, taken: list[str]) -> list[str]:
     return [*content.notes, *notes]
 
 
-MINIGPT4 = "llama_proj."
-"""how the names of MiniGPT-4's release begin: its linear layer is all that it has"""
-OWL = "abstractor.encoder."
-"""how mPLUG-Owl's names of its abstractor's layers begin"""
+MINIGPT4, OWL = "llama_proj.", "abstractor.encoder."
+"""how names begin: those of MiniGPT-4's release, which is one linear layer, and of mPLUG-Owl's abstractor"""
 
 
 def is_known_layout(names: Iterable[str]) -> bool:

@@ -76,7 +76,7 @@ def test_how_an_answer_is_drawn() -> None:
     (body(temperature="hot"), "not 'hot'"), (body(top_p=True), "top_p: a number"),
     (body(stop=[""]), "stop: up to four"), (body(stop=3), "stop: up to four texts"),
     (body(seed="7"), "seed: a whole number of at most 64 bits, not '7'"), (body(seed=2**63), "at most 64 bits"),
-    (body(frequency_penalty=1.5), "frequency_penalty: 1.5 would change the answer, and is not offered here"),
+    (body(frequency_penalty=1.5), "frequency_penalty: 1.5 would change the answer, and is not offered"),
     (body(logprobs=True), "logprobs: True"), (body(response_format={"type": "json_object"}), "response_format: "),
 ])
 def test_what_is_refused(given: Any, words: str) -> None:

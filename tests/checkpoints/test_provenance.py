@@ -83,8 +83,8 @@ def test_checkpoints_of_earlier_versions_are_followed_by_their_configuration(tra
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     del manifest["weights"]
     (checkpoint / "manifest.json").write_text(atomic.seal(manifest))
-    (checkpoint / "config.yaml").write_text(
-        "model: {arch: frozen_qformer, pretrained: mini/stage1, qformer_heads: 4}\n")
+    recorded = "model: {arch: frozen_qformer, pretrained: mini/stage1, qformer_heads: 4}\n"
+    (checkpoint / "config.yaml").write_text(recorded)
     assert same(state(build_model(section(pretrained=str(checkpoint)))), state(trained))
 
 

@@ -180,7 +180,7 @@ def test_candidates_are_ranked_by_likelihood_in_any_number_of_parts() -> None:
     best = model.predict_answers({**samples, "text_input": CAPTIONS}, inference_method="rank", answer_list=answers,
                                  prompt="Question: {} Answer:")
     assert best == [answers[row[0]] for row in ranks.tolist()]
-    with pytest.warns(UserWarning, match="the other 3 answers of answer_list are not tried"):
+    with pytest.warns(UserWarning, match="only the first 1 of the 4 answers of answer_list are tried"):
         assert model.predict_answers({**samples, "text_input": CAPTIONS}, inference_method="rank", answer_list=answers,
                                      num_ans_candidates=1) == ["yes"] * 3
     with pytest.raises(ConfigError, match="num_ans_candidates is 0; at least one"):

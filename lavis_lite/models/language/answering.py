@@ -222,9 +222,9 @@ def tried(answers: Sequence[str], most: int | None) -> list[str]:
     if most is not None and most < 1:
         raise ConfigError(f"num_ans_candidates is {most}; at least one answer must be tried (null: all).")
     if most is not None and most < len(answers):
-        others = len(answers) - most
-        warnings.warn(f"num_ans_candidates={most}: the other {others} answers of answer_list are not tried. Questions "
-                      "about them get a wrong one. null (in Python None) tries all.", stacklevel=2)
+        warnings.warn(f"num_ans_candidates={most}: only the first {most} of the {len(answers)} answers of answer_list "
+                      "are tried. Where another one is right, the answer is wrong. null (in Python None) tries all.",
+                      stacklevel=2)
     return list(answers)[:most]
 
 

@@ -8,6 +8,7 @@ Shapes: B images, H = W pixels, P tokens (prefix tokens, then patches in reading
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -139,6 +140,17 @@ class VisionEncoder(Encoder):
             from lavis_lite.models.vision import training  # most encoders are frozen
 
             training.freeze_all_but_last(self.vit, blocks) if how == "last" else training.add_adapters(self.vit)
+
+    def differences(self, section: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """(key, a section's value, one's own) of what its features are, which no tensor's shape shows.
+
+        Nothing for a section with another encoder, or with an interpolation.
+        """
+        layer, prefix = section["vit_layer"], section["vit_cls"] or "keep"
+        if section["vit_model"] == self.name and not isinstance(layer, str):
+            yield "vit_layer", chosen_layers(self.name, layer, self.total_layers), self.layers
+            if getattr(self.vit, "num_prefix_tokens", 0):
+                yield "vit_cls", prefix, "drop" if self.dropped else "keep"
 
     # construction ---------------------------------------------------------------------------------------------------
     def _build(self, drop_path_rate: float, changes: dict[str, Any], pretrained: bool,
