@@ -96,8 +96,8 @@ def resume_notes(folder: Path, config: str, saved: Mapping[str, Any], order: Map
     """
     notes = [f"setting changed since {Path(folder).name}: {line}" for line in changed_settings(folder, config)]
     if changed := changed_pictures(saved["order"], order):
-        notes.append(f"WARNING: files of {', '.join(changed)} have other sizes than at the checkpoint, so the run goes "
-                     "on with other pictures.")
+        notes.append(f"WARNING: files of {', '.join(changed)} have other sizes than at the checkpoint: the run "
+                     "continues with other pictures.")
     before = saved.get("micro_batch", micro_batch)  # absent in checkpoints of earlier versions
     if in_batch_negatives and before != micro_batch:
         notes.append(f"WARNING: the number of samples in a micro-batch was {before} and is {micro_batch} "
