@@ -31,12 +31,14 @@ def check_order(saved: Mapping[str, Any], present: Mapping[str, Any], folder: Pa
         ConfigError: sizes, seed, global batch, mixing or annotations differ.
     """
     differing = [f"{key} was {saved.get(key)} and is {value}" for key, value in present.items()
-                 if key != "annotations" and saved.get(key) != value]
+                 if key not in ("annotations", "pictures") and saved.get(key) != value]
     if differing:
-        raise ConfigError(
-            f"this run would not continue as it began: {'; '.join(differing)}. The global batch is "
-            "run.batch_size_train x processes x run.accum_grad_iters: change one to make up for another. Or start "
-            "a new run with model.pretrained set to the checkpoint.")
+        advice = ("The global batch is run.batch_size_train x processes x run.accum_grad_iters: change one to make up "
+                  "for another. Or start" if saved.get("global batch") != present.get("global batch") else
+                  "Sizes are the rows of each training set. Restore the earlier files, or start"
+                  if saved.get("sizes") != present.get("sizes") else "Start")
+        raise ConfigError(f"this run would not continue as it began: {'; '.join(differing)}. {advice} a new run with "
+                          "model.pretrained set to the checkpoint.")
     changed = changed_annotations(saved.get("annotations", []), present.get("annotations", []))
     if changed:
         raise ConfigError(
@@ -49,6 +51,13 @@ def changed_annotations(saved: list[list[Any]], present: list[list[Any]]) -> lis
     """Names of the data sets with another hash of their rows; a hash that was not recorded counts as equal."""
     return [name for (name, now), (_, before) in zip(present, saved, strict=False)
             if now is not None and before is not None and now != before]
+
+
+def changed_pictures(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Names of the data sets of which a file has another size; files that are not there are not compared."""
+    names = [name for name, _ in present.get("annotations", [])]
+    return [name for name, then, now in zip(names, saved.get("pictures", []), present.get("pictures", []), strict=False)
+            if any(before and after and before != after for before, after in zip(then, now, strict=False))]
 
 
 def changed_settings(folder: Path, config: str) -> list[str]:
@@ -68,10 +77,22 @@ def _short(value: str) -> str:
     return value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
 
 
-def resume_notes(folder: Path, config: str, saved: Mapping[str, Any], micro_batch: int,
+def resume_notes(folder: Path, config: str, saved: Mapping[str, Any], order: Mapping[str, Any], micro_batch: int,
                  in_batch_negatives: bool) -> list[str]:
-    """Messages of a resumed run, one line each: settings that differ, and an objective that another batch changes."""
+    """Messages of a resumed run, one line each: settings that differ, and a changed objective.
+
+    Args:
+        folder: the checkpoint.
+        config: YAML text of this run's configuration.
+        saved: the checkpoint's training state.
+        order: `TrainState.fingerprint` of this run.
+        micro_batch: samples of a micro-batch over all ranks, in this run.
+        in_batch_negatives: whether the loss compares these samples with each other.
+    """
     notes = [f"setting changed since {Path(folder).name}: {line}" for line in changed_settings(folder, config)]
+    if changed := changed_pictures(saved["order"], order):
+        notes.append(f"WARNING: files of {', '.join(changed)} have other sizes than at the checkpoint: the run "
+                     "continues with other pictures.")
     before = saved.get("micro_batch", micro_batch)  # absent in checkpoints of earlier versions
     if in_batch_negatives and before != micro_batch:
         notes.append(f"WARNING: the number of samples in a micro-batch was {before} and is {micro_batch} "

@@ -190,8 +190,8 @@ class Runner:
         resume.check_order(state["order"], train.fingerprint, folder)
         kept = checkpointing.load_hook_weights(folder)
         hook_states = {"bad_samples": state["bad_samples"], **state.get("hooks", {})}  # none in earlier versions
-        for note in [*resume.resume_notes(folder, checkpointing.config_yaml(self.cfg), state, train.micro_batch,
-                                          self.model.in_batch_negatives),
+        for note in [*resume.resume_notes(folder, checkpointing.config_yaml(self.cfg), state, train.fingerprint,
+                                          train.micro_batch, self.model.in_batch_negatives),
                      *self.hooks.load_state(hook_states, list(kept))]:
             self.tracker.log(note)
         self.hooks.load_weights(kept)

@@ -137,6 +137,13 @@ class TrainSchedule:
         return done in (1, self.total) or done % max(cfg.log_freq, 1) == 0
 
 
+def length_notes(cfg: RunConfig, total: int) -> list[str]:
+    """A note if `max_epoch` does not say when a run of `total` steps ends."""
+    if cfg.max_epoch is None or total != cfg.max_iters:
+        return []
+    return [f"note: run.max_epoch={cfg.max_epoch} has no effect: the run ends after run.max_iters={total}"]
+
+
 def by_epochs(cfg: RunConfig, steps_per_epoch: int) -> TrainSchedule:
     """`max_epoch` passes over the data; `max_iters` ends them earlier, or suffices. Raises ConfigError without any."""
     ends = []

@@ -15,7 +15,7 @@ from lavis_lite.device import precision_notes
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.runners.hooks.base import Hook, RunContext
-from lavis_lite.runners.schedules import warmup_notes
+from lavis_lite.runners.schedules import length_notes, warmup_notes
 from lavis_lite.tracking.sinks import Record
 from lavis_lite.tracking.tracker import parameter_table
 
@@ -61,8 +61,9 @@ class TrainingLog(Hook):
         run.log(f"{begin} {run.last_step} steps of {train.order.global_batch} images ({distributed.world_size()} "
                 f"processes x {cfg.batch_size_train} x {cfg.accum_grad_iters}) on {run.device.type} in "
                 f"{precision}; log: {run.run_dir / 'log.jsonl'}")
-        for note in (*precision_notes(cfg, run.device), *warmup_notes(train.lr_schedule), *accumulation_notes(
-                train.micro_batch, cfg.accum_grad_iters, run.model.in_batch_negatives)):
+        for note in (*precision_notes(cfg, run.device), *length_notes(cfg, train.schedule.total),
+                     *warmup_notes(train.lr_schedule), *accumulation_notes(
+                         train.micro_batch, cfg.accum_grad_iters, run.model.in_batch_negatives)):
             run.log(note)
 
     def after_step(self, run: RunContext, result: StepResult) -> None:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import Config, RunConfig
+from lavis_lite.datasets.base import pictures_of
 from lavis_lite.datasets.loading.loader import PICTURES, train_loader
 from lavis_lite.datasets.loading.sampler import GlobalSampler, hash64
-from lavis_lite.datasets.protocols import Hashed
+from lavis_lite.datasets.media.images import ImageFolder
+from lavis_lite.datasets.protocols import Hashed, ImageTable
 from lavis_lite.datasets.shards.dataset import shard_sizes
 from lavis_lite.device import Precision
 from lavis_lite.errors import ConfigError, did_you_mean
@@ -59,7 +61,8 @@ class TrainState:
         blocks = None if run.shuffle_window is None else [shard_sizes(dataset) for dataset in self.datasets]
         self.order = GlobalSampler(sizes, run.seed, global_batch, ratios, blocks, run.shuffle_window or 0)
         self.fingerprint: dict[str, Any] = {"sizes": sizes, "seed": run.seed, "global batch": global_batch,
-                                            "ratios": ratios, "annotations": annotation_hashes(names, self.datasets)}
+                                            "ratios": ratios, "annotations": annotation_hashes(names, self.datasets),
+                                            "pictures": [picture_sizes(dataset) for dataset in self.datasets]}
         if blocks is not None:
             sizes_of_blocks = [size for own in blocks for size in own or [0]]
             self.fingerprint["shuffle window"] = [run.shuffle_window, hash64(*sizes_of_blocks)]
@@ -105,6 +108,15 @@ def annotation_hashes(names: list[str], datasets: list[Any]) -> list[list[Any]]:
     """[name, hash of the rows] of each training set; no `content_hash`: no hash."""
     return [[name, dataset.content_hash() if isinstance(dataset, Hashed) else None]
             for name, dataset in zip(names, datasets, strict=True)]
+
+
+def picture_sizes(dataset: object, most: int = 64) -> list[int]:
+    """Bytes of `most` of a data set's media files, evenly spread over its rows; [] if it has no table and folder."""
+    if not isinstance(dataset, ImageTable) or not isinstance(dataset.folder, ImageFolder):
+        return []
+    last = len(dataset.table) - 1
+    rows = (dataset.table[number] for number in sorted({last * part // (most - 1) for part in range(most)}))
+    return [dataset.folder.file_size(name) for row in rows for name in pictures_of(row)[:1]]
 
 
 class Speed:

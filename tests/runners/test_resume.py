@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from lavis_lite.datasets.annotations.kinds import Field, file_name, text
+from lavis_lite.datasets.annotations.rows import read_table
+from lavis_lite.datasets.caption import CaptionDataset
+from lavis_lite.datasets.media.images import ImageFolder
 from lavis_lite.errors import ConfigError
 from lavis_lite.process.exits import Interrupted
 from lavis_lite.runners import checkpointing, resume
+from lavis_lite.runners.train_state import picture_sizes
 from lavis_lite.tracking.tracker import read
 from tests.helpers.toy import Toy, ToyTask, records, same, weights
 
@@ -92,10 +98,33 @@ def test_a_finished_run_resumes_to_nothing_but_its_test(whole, tmp_path):
     assert [row["step"] for row in read(tmp_path / "run/log.jsonl") if "loss" in row] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("change", [{"batch_size_train": 2}, {"seed": 1}, {"accum_grad_iters": 1}])
-def test_another_order_of_samples_is_refused(whole, tmp_path, change):
-    with pytest.raises(ConfigError, match="would not continue as it began"):
+@pytest.mark.parametrize(("change", "advice"), [
+    ({"batch_size_train": 2}, "change one to make up"), ({"accum_grad_iters": 1}, "change one to make up"),
+    ({"seed": 1}, r"\. Start a new")])
+def test_another_order_of_samples_is_refused(whole, tmp_path, change, advice):
+    with pytest.raises(ConfigError, match=f"would not continue as it began.*{advice}"):
         Toy(tmp_path, {**RUN, **change}).build().resume(whole[0] / "checkpoints/step_00000004")
+
+
+def test_more_rows_are_refused():
+    before = {"sizes": [12], "seed": 1, "global batch": 4, "ratios": None}
+    with pytest.raises(ConfigError, match=r"sizes was \[12\] and is \[16\]. Sizes are the rows .* Restore the earlier"):
+        resume.check_order(before, {**before, "sizes": [16]}, Path("step"))
+
+
+def test_pictures_that_have_changed_are_told(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": f"{n}.png", "caption": "a"} for n in range(100)]))
+    for number in range(99):
+        (tmp_path / f"{number}.png").write_bytes(bytes(10 + number))
+    table = read_table([tmp_path / "rows.json"], [Field("image", file_name), Field("caption", text)])
+    data = CaptionDataset(table, ImageFolder(tmp_path), str, str)
+    before = {"annotations": [["own", "h"]], "pictures": [picture_sizes(data)]}
+    assert len(before["pictures"][0]) == 64 and (before["pictures"][0][0], before["pictures"][0][-1]) == (10, 0)
+    (tmp_path / "99.png").write_bytes(b"is back")
+    assert resume.changed_pictures(before, {**before, "pictures": [picture_sizes(data)]}) == []
+    (tmp_path / "0.png").write_bytes(b"another")
+    assert resume.changed_pictures(before, {**before, "pictures": [picture_sizes(data)]}) == ["own"]
+    assert resume.changed_pictures({}, before) == [] and picture_sizes([1, 2]) == []
 
 
 def test_batch_and_accumulation_may_be_exchanged(whole, tmp_path):

@@ -9,7 +9,15 @@ import pytest
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.errors import ConfigError
 from lavis_lite.registry import registry
-from lavis_lite.runners.schedules import Constant, LinearWarmupCosine, LinearWarmupStep, warmup_notes
+from lavis_lite.runners.schedules import (
+    Constant,
+    LinearWarmupCosine,
+    LinearWarmupStep,
+    by_epochs,
+    by_iterations,
+    length_notes,
+    warmup_notes,
+)
 
 STAGE_1 = RunConfig(init_lr=1e-4, min_lr=1e-5, warmup_lr=1e-6, warmup_steps=5000, lr_decay_rate=0.5)
 
@@ -68,3 +76,10 @@ def test_negative_rates_are_refused():
 @pytest.mark.parametrize("name", ["linear_warmup_cosine_lr", "linear_warmup_step_lr", "constant_lr"])
 def test_lavis_names_are_registered(name):
     assert registry.get_lr_scheduler_class(name)(0.1).lr_at(0) == 0.1
+
+
+def test_epochs_that_say_nothing_are_told() -> None:
+    both = RunConfig(max_epoch=3, max_iters=50)
+    assert [by_iterations(both, 10).total, by_epochs(both, 10).total, by_epochs(both, 100).total] == [50, 30, 50]
+    assert length_notes(both, 50) == ["note: run.max_epoch=3 has no effect: the run ends after run.max_iters=50"]
+    assert length_notes(both, 30) == length_notes(RunConfig(max_iters=50, max_epoch=None), 50) == []

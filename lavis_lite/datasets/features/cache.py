@@ -78,6 +78,10 @@ class FeatureFolder(ImageFolder):
         tensor = torch.from_numpy(content)
         return tensor.view(torch.bfloat16) if self.manifest["dtype"] == "bf16" else tensor
 
+    def file_size(self, name: str) -> int:
+        """Bytes of the image that the features were made of; 0 if it is not here."""
+        return 0 if self.images is None else self.images.file_size(name)
+
     def _features(self, file: int) -> Any:
         if file not in self._maps:
             self._maps[file] = self._mapped(file_of(file)).lazy("features").unchecked()  # each row has its checksum

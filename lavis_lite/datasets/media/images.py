@@ -279,6 +279,13 @@ class ImageFolder:
         content = self.embedded(name)
         return (self.path(name), name) if content is None else (content, name[:40])
 
+    def file_size(self, name: str) -> int:
+        """Bytes of an image's file; 0 if it has none of its own, or cannot be found."""
+        try:
+            return 0 if is_embedded(name) else os.stat(self.path(name)).st_size
+        except (BadSample, OSError):  # whoever reads it is told
+            return 0
+
     def stamp(self, name: str) -> Stamp:
         """What tells an image from what it was before."""
         try:

@@ -66,6 +66,10 @@ class ShardImages(ImageFolder):
         at = self._find(name)
         return self._content(at, name), self._label(at, name)
 
+    def file_size(self, name: str) -> int:
+        """As the index has it; no shard is read."""
+        return self.stamp(name)[0]
+
     def stamp(self, name: str) -> Stamp:
         """As the index has it; no shard is read."""
         found = self.index.find(name)

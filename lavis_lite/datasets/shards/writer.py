@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,6 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from lavis_lite.datasets.annotations.tables import ELEMENT, Row, RowTable
-from lavis_lite.datasets.files.image_paths import is_embedded
 from lavis_lite.datasets.files.locate import file_hash
 from lavis_lite.datasets.files.mapped import Mapped
 from lavis_lite.datasets.media.images import SUFFIXES, BadSample, ImageFolder
@@ -94,18 +92,10 @@ def make_plan(table: RowTable, folder: ImageFolder, out: Path, per_shard: int, s
         hashes[number] = name_hash(row["image"])
     _, first, image = np.unique(hashes, return_index=True, return_inverse=True)
     for number in np.sort(first).tolist():
-        digest.update(str(_bytes_of(folder, table[number]["image"])).encode())
+        digest.update(str(folder.file_size(table[number]["image"])).encode())
     rows = np.argsort(first[image], kind="stable")
     starts = np.flatnonzero(np.diff(hashes[rows], prepend=~hashes[rows[:1]]))
     return Plan(table, folder, rows, np.append(starts, len(table)), per_shard, out, skip_bad, digest.hexdigest())
-
-
-def _bytes_of(folder: ImageFolder, name: str) -> int:
-    """Of an image's file, or of the shard that it is in; 0 if it has none."""
-    try:
-        return 0 if is_embedded(name) else os.stat(folder.path(name)).st_size
-    except (BadSample, OSError):  # whoever reads it is told
-        return 0
 
 
 def write_shards(plan: Plan, space: str, workers: int = 1, log: Log = print) -> ShardIndex:
