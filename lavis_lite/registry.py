@@ -142,7 +142,15 @@ class Registries:
         """further folders of models/<arch>/<type>.yaml and datasets/<name>.yaml"""
 
     def register_path(self, name: str, path: str | Path) -> None:
-        """Add a folder of models/<arch>/<type>.yaml and datasets/<name>.yaml; `name`: "configs", as LAVIS spells it."""
+        """Add a folder of configurations: models/<arch>/<type>.yaml and datasets/<name>.yaml.
+
+        Args:
+            name: "configs"; LAVIS' spelling of a path with a name.
+            path: the folder.
+
+        Raises:
+            RegistryError: another name, or no such folder.
+        """
         folder = Path(path).expanduser().absolute()
         if name != "configs":
             raise RegistryError(f"register_path: unknown path {name!r}; the only one is 'configs'.")
@@ -293,7 +301,16 @@ def lacking(subject: object, protocol: type, attributes: bool = True) -> list[st
 
 
 def need(subject: object, protocol: type[T], caller: str) -> T:
-    """The same object, known to have a protocol. Raises ContractError, which begins with `caller`, if it lacks some."""
+    """The same object, known to have the protocol.
+
+    Args:
+        subject: an instance.
+        protocol: what it must have.
+        caller: who asks, the beginning of the message.
+
+    Raises:
+        ContractError: it lacks some of it; the message says what.
+    """
     if lost := lacking(subject, protocol):
         raise ContractError(f"{caller} needs {protocol.__name__} ({protocol.__module__}); {type(subject).__name__} has "
                             f"no {', '.join(lost)}.")
@@ -301,6 +318,12 @@ def need(subject: object, protocol: type[T], caller: str) -> T:
 
 
 def names_with(kind: Registry[T], protocol: type, of: Callable[[type[T]], type | None] = lambda cls: cls) -> list[str]:
-    """Registered names of classes (by `of`) that have a protocol. Imports all classes: it is for messages."""
+    """Registered names of classes that have a protocol. Imports all classes of the kind, so it is for messages.
+
+    Args:
+        kind: the registry to look through.
+        protocol: what the class must have.
+        of: registered class -> the class in question; None: not known.
+    """
     asked = ((name, of(kind.get(name))) for name in kind.names())
     return [name for name, cls in asked if cls is not None and not lacking(cls, protocol)]

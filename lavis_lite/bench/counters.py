@@ -95,7 +95,13 @@ class Operations(TorchDispatchMode):
 
 
 def peak_flops(device: torch.device, name: str, dtype: torch.dtype) -> float | None:
-    """FLOP/s that MFU is a share of: a GPU's by its name, or None. A CPU's are measured, fp32's if that is faster."""
+    """FLOP/s that MFU is a share of: nominal on a known GPU, else None; on a CPU measured, fp32's if `dtype` is slower.
+
+    Args:
+        device: where the work is done.
+        name: of the machine.
+        dtype: of matrix products.
+    """
     if device.type != "cpu":
         return next((peak for word, peak in GPU_PEAKS.items() if word in name), None)
     return max(matmul_flops(device, each) for each in {torch.float32, dtype})

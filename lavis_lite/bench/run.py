@@ -82,7 +82,16 @@ def _rounded(value: Any) -> Any:
 
 
 def run(options: Options, command: str, ranks: int = 1, rank: int = 0, local_rank: int = 0) -> list[Row]:
-    """Measure, by a `command` that a reader can repeat; called by all ranks. Raises ConfigError as `Options.check`."""
+    """Measure; called by all ranks together.
+
+    Args:
+        options: checked.
+        command: that a reader can repeat.
+        ranks, rank, local_rank: this process among all.
+
+    Raises:
+        ConfigError: options that cannot be.
+    """
     peers, device = options.peers(ranks), options.torch_device(local_rank)
     shared = Row("", precision=str(options.amp(device).dtype).removeprefix("torch."), ranks=ranks,
                  threads=torch.get_num_threads(), machine=machine(device), torch=torch.__version__,

@@ -45,7 +45,11 @@ class LossFromIds(nn.Module):
         self.model = model
 
     def forward(self, samples: Mapping[str, Any]) -> Tensor:
-        """Mean loss of image float[B,3,H,W] and B rows of ids: `before` is read, `after` is learned."""
+        """Mean loss of the learned tokens.
+
+        Args:
+            samples: image float[B,3,H,W]; `before` and `after`, B rows of ids that are read and that are learned.
+        """
         soft_prompt = self.model.embed_tokens(samples["image"], instructions(self.model, samples["before"]), None)
         return self.model.language_model.row_losses(soft_prompt, samples["before"], samples["after"]).mean()
 

@@ -98,7 +98,12 @@ class OurStep:
                       marks["update"] - marks["backward"])
 
     def scaling(self, samples: dict[str, Any], batch: int) -> Scaling:
-        """Predicted growth of the step with the number of ranks, by the phases of one more step of `batch` samples."""
+        """Predicted growth of the step with the number of ranks, from the phases of one more step.
+
+        Args:
+            samples: of this rank.
+            batch: their number.
+        """
         return Scaling(self.phases(samples), gradient_bytes(self.model, self.run),
                        partial(self.model.exchanged, batch, dtype=self.step.precision.dtype),
                        matmul_flops(self.device, torch.float32))

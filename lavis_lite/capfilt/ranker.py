@@ -36,7 +36,12 @@ class Ranker(Protocol):
 
 
 def grouped(image: Tensor, text: Tensor, counts: Sequence[int]) -> list[list[float]]:
-    """Highest similarity of texts float[N,D] with any feature of their images float[B,Q,D], all of unit length."""
+    """Highest similarity of each text with any feature of its image.
+
+    Args:
+        image: float[B, Q, D], unit length. text: float[N, D], unit length, N = sum(counts).
+        counts: texts of each image, in order.
+    """
     owner = torch.repeat_interleave(torch.arange(len(counts), device=image.device),
                                     torch.tensor(counts, device=image.device))
     similarity = (image[owner].double() @ text.double()[:, :, None])[..., 0].amax(1)

@@ -126,7 +126,17 @@ def differing_sources(model: nn.Module, record: WeightRecord, absent: Iterable[s
 
 
 def refuse_other_sources(model: BaseModel, stored: Any, given: Container[str], checkpoint: Path) -> None:
-    """Raise a CheckpointError if a resumed run has other frozen weights than its manifest's record `stored` names."""
+    """Refuse to resume a run with other frozen weights than it began with.
+
+    Args:
+        model: with its weights; one without a record is not asked.
+        stored: the record in the checkpoint's manifest; None: it has none.
+        given: names that the checkpoint has.
+        checkpoint: the run's.
+
+    Raises:
+        CheckpointError: naming the part, what it was and what it is.
+    """
     if stored is None or not model.weight_record.sources:
         return
     record = WeightRecord.from_dict(stored, f"{checkpoint}: weights")

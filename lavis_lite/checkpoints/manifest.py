@@ -241,7 +241,14 @@ def stored_record(path: str | Path) -> WeightRecord | None:
 
 
 def source_of(kind: Kind, name: str, path: str | Path) -> WeightSource:
-    """The source that a file is, for `mark_loaded`. A run's goes by its path: its name may mean a later one."""
+    """The source that a file or folder is, for `mark_loaded`.
+
+    Args:
+        kind: what it is read as.
+        name: as a YAML names it; a run's checkpoint is called by its path, as a run's folder stands for another one
+            later.
+        path: where it is.
+    """
     if kind != "checkpoint":
         return WeightSource("", kind, name, str(path), sha256=hash_of(path))
     record, step = stored_record(path), _stored(Path(path)).get("step")

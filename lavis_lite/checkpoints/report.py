@@ -74,7 +74,13 @@ def likely_arch(names: Iterable[str]) -> str:
 
 
 def shares_no_name(source: str, names: Iterable[str], parts: Sequence[str]) -> CheckpointError:
-    """The error of a file that shares no name with the model; `parts`: keys of its dictionaries, if several."""
+    """The error of a file that shares no name with the model, with what may help.
+
+    Args:
+        source: the file.
+        names: of its tensors.
+        parts: keys of its dictionaries of tensors, if it holds several.
+    """
     names = list(names)
     command = "" if parts else rename_command(source, names)
     way_on = f" {choose_command(source, parts)}" if parts else ""
@@ -88,7 +94,14 @@ Shapes = Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
 def does_not_fit(source: str, names: Iterable[str], own: Iterable[str], unknown: Sequence[str], missing: Sequence[str],
                  shapes: Shapes, kinds: Sequence[tuple[str, str]]) -> CheckpointError:
-    """The error of a file with all its differences from the model, which the functions below describe."""
+    """The error of a file that differs from the model, with all differences.
+
+    Args:
+        source: the file.
+        names: of its tensors.
+        own: the model's names.
+        unknown, missing, shapes, kinds: as the functions below describe them; empty: no such difference.
+    """
     lines = [describe_unknown(unknown, own)] if unknown else []
     lines += [describe_missing(missing)] if missing else []
     lines += [describe_shapes(shapes)] if shapes else []

@@ -184,7 +184,14 @@ class RowPlan:
     numbers: list[int]
 
     def fetch(self, rows: Tensor) -> Tensor:
-        """This rank's rows float[B, ...] -> float[M, ...] of the global batch as requested; only these cross ranks."""
+        """Rows of the global batch in the requested order; only these cross ranks.
+
+        Args:
+            rows: float[B, ...], this rank's part of the global batch; gradients flow back.
+
+        Returns:
+            float[M, ...].
+        """
         if world_size() == 1:
             return rows.index_select(0, self.order)
         received = _Exchange.apply(rows.index_select(0, self.to_send), self.send, self.receive)

@@ -42,7 +42,15 @@ class Evaluation:
 
 
 def write_result(run_dir: Path, split: str, step: int, scores: Mapping[str, float], weights: str = "") -> Path:
-    """Write the scores of a split, and the source of the weights in one line ("": unknown); returns the file's path."""
+    """Write the scores of a split and return the file's path.
+
+    Args:
+        run_dir: folder of the run.
+        split: that was evaluated.
+        step: of the weights.
+        scores: by name.
+        weights: the source of the weights, in one line; "": unknown.
+    """
     path = Path(run_dir) / "results" / f"{split}_step{step}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {"weights": weights} if weights else {}

@@ -305,7 +305,15 @@ def is_busy(path: Path) -> bool:
 
 # --- the fingerprint --------------------------------------------------------------------------------------------------
 def eval_fingerprint(cfg: Config, model: nn.Module, dataset: str, samples: int, **facts: Any) -> Fingerprint:
-    """All that the rows of an evaluation depend on: configuration, weights, annotation files and more `facts`."""
+    """Everything that the rows of an evaluation depend on: configuration, weights and annotation files.
+
+    Args:
+        cfg: the whole configuration.
+        model: its weights are hashed.
+        dataset: name of the data set that is evaluated.
+        samples: number of its samples.
+        facts: more plain values, such as the split and the precision.
+    """
     section = cfg.datasets.get(dataset)
     return {**config_fingerprint(cfg, dataset), **(annotation_hashes(section) if section else {}),
             "number of samples": samples, "weights": weights_hash(model),

@@ -33,7 +33,15 @@ def read_predictions(path: str | Path) -> dict[Id, str]:
 
 
 def by_id(rows: Iterable[Any], where: str = "predictions") -> dict[Id, str]:
-    """Rows with one of IDS and one of TEXTS -> id -> text, in their order. Errors as `read_predictions`."""
+    """Rows of predictions -> id -> text, in their order.
+
+    Args:
+        rows: objects with one of IDS and one of TEXTS.
+        where: their file, for messages.
+
+    Raises:
+        DataError: as `read_predictions`.
+    """
     pairs = [(_value(row, IDS, int | str, f"{where}:{index}"), _value(row, TEXTS, str, f"{where}:{index}"))
              for index, row in enumerate(rows, 1)]
     twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]

@@ -25,7 +25,14 @@ def order(scores: ArrayLike) -> Ints:
 
 
 def ranks(scores: ArrayLike) -> Ints:
-    """float[..., C] scores -> int64[..., C], the rank of each, 1 for the best, as Visual Dialog's server takes it."""
+    """Rank of every candidate, 1 for the best, in candidate order: the format of Visual Dialog's server.
+
+    Args:
+        scores: float[..., C].
+
+    Returns:
+        int64[..., C].
+    """
     ordered = order(scores)
     found = np.empty_like(ordered)
     np.put_along_axis(found, ordered, np.broadcast_to(np.arange(1, ordered.shape[-1] + 1), ordered.shape), axis=-1)
@@ -66,7 +73,15 @@ def rank_scores(true_ranks: ArrayLike) -> dict[str, float]:
 
 
 def dialog_scores(scores: ArrayLike, truth: ArrayLike) -> dict[str, float]:
-    """`rank_scores` of right candidates int[...] by scores float[..., C]. Raises DataError for an impossible index."""
+    """`rank_scores` of the right candidate of each round.
+
+    Args:
+        scores: float[..., C].
+        truth: int[...], index of the right one.
+
+    Raises:
+        DataError: an index is out of range.
+    """
     values, index = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=np.int64)
     wrong = (index < 0) | (index >= values.shape[-1])
     if wrong.any():

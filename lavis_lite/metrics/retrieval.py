@@ -46,7 +46,15 @@ def without_nan(scores: Tensor) -> Tensor:
 
 
 def ranks_from_scores(scores: Tensor, positives: Positives) -> Tensor:
-    """Candidates before the best right one by scores float[N, M]: int64[N]; MISSED for a query without a right one."""
+    """Number of candidates before the best right one.
+
+    Args:
+        scores: float[N, M], a row per query.
+        positives: the right candidates of each query; a query without any has the rank MISSED.
+
+    Returns:
+        int64[N]; 0 means the right candidate came first.
+    """
     scores = without_nan(scores)
     ranks = torch.full((len(scores),), MISSED)
     for query, found in enumerate(as_lists(positives)):
@@ -63,7 +71,15 @@ def _best(row: Tensor, found: Sequence[int]) -> int:
 
 
 def ranks_from_candidates(candidates: Tensor, positives: Positives) -> Tensor:
-    """Position of the first right one of candidates int64[N, K], best first: int64[N]; MISSED if all are wrong."""
+    """Position of the first right candidate in each query's ordered list.
+
+    Args:
+        candidates: int64[N, K], best first, by index.
+        positives: the right candidates of each query.
+
+    Returns:
+        int64[N]; MISSED if none of the K is right.
+    """
     ranks = torch.full((len(candidates),), MISSED)
     for query, found in enumerate(as_lists(positives)):
         hits = torch.isin(candidates[query], torch.tensor(found, dtype=candidates.dtype)).nonzero()

@@ -198,7 +198,12 @@ def texts_of(model: Any, samples: Mapping[str, Any], batch: int) -> list[str]:
 
 
 def shown(model: Any, samples: Mapping[str, Any]) -> Sequence[Attention | GradCam]:
-    """A picture of written words for each sample: Grad-CAM, or attention for a model without it; as its `attention`."""
+    """What a picture of written words shows, one entry for each sample: Grad-CAM, or attention for a model without it.
+
+    Args:
+        model: has `attention` and `gradcam`.
+        samples: as its `attention` takes them.
+    """
     explains = getattr(model, "language_model", None) is not None and bool(looking(model))
     found: Sequence[Attention | GradCam] = (model.gradcam if explains else model.attention)(samples)
     return found

@@ -48,7 +48,16 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 def group_parameters(model: nn.Module, weight_decay: float,
                      lr_scale: Callable[[str], float] = lambda name: 1.0) -> list[ParameterGroup]:
-    """Trainable parameters by (weight decay, `lr_scale` of the name), in their order; decaying groups come first."""
+    """Trainable parameters grouped by (weight decay, learning-rate scale), in order of first appearance.
+
+    Args:
+        model: any module.
+        weight_decay: of the parameters that decay.
+        lr_scale: name -> factor on the learning rate.
+
+    Returns:
+        Complete groups, decaying ones first.
+    """
     groups: dict[tuple[float, float], ParameterGroup] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -26,7 +26,15 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 
 def as_text(value: Any, what: str) -> str:
-    """A text as a string; numbers are written out. Raises ConfigError, which calls it `what`, for something else."""
+    """A text as a string; numbers are written out.
+
+    Args:
+        value: what a caller gave.
+        what: its name, for the message.
+
+    Raises:
+        ConfigError: it is something else.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -49,7 +57,13 @@ class CutTexts:
     longest: int = 0
 
     def count(self, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]], frame: int) -> None:
-        """Count texts by their ids before and after the cut, which adds `frame` special tokens."""
+        """Count texts.
+
+        Args:
+            before: ids of whole texts.
+            after: ids of the same as they are read.
+            frame: special tokens around each in `after`.
+        """
         self.read += len(before)
         self.cut += sum(len(kept) < len(row) + frame for row, kept in zip(before, after, strict=True))
         self.longest = max(self.longest, *(len(row) + frame for row in before), 0)

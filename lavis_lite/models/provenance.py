@@ -206,7 +206,15 @@ def _marks(model: nn.Module) -> list[tuple[str, WeightSource, frozenset[str]]]:
 
 
 def refuse_untrained(model: BaseModel, remedies: str) -> None:
-    """Raise a CheckpointError, with `remedies`, if nothing loaded some of the parameters that train."""
+    """Refuse a model that has trainable parameters which nothing loaded.
+
+    Args:
+        model: with its `weight_record`, as `lavis_lite.checkpoints.weights.build_model` sets it.
+        remedies: what a user can do instead, as finished sentences.
+
+    Raises:
+        CheckpointError: names the parts, with the number of tensors of each.
+    """
     trains = {name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
     names = [name for name in model.weight_record.untrained if name in trains]
     if names:

@@ -44,7 +44,13 @@ def side_by_side(pictures: Sequence[Image.Image], tile: int = TILE) -> Image.Ima
 
 
 def overlay(picture: Image.Image, values: Map, most: float | None = None) -> Image.Image:
-    """A picture under a map float[h,w] of values from 0; `most`, by default the largest, is fully bright."""
+    """A picture under a map.
+
+    Args:
+        picture: of any size.
+        values: float[h,w], at least 0.
+        most: the value that is fully bright; None: the largest of the map.
+    """
     most = float(values.max()) if most is None else most
     shares = np.clip(values / most, 0, 1) if most > 0 else np.zeros_like(values)
     light = Image.fromarray(shares.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)

@@ -288,7 +288,12 @@ def make_newest(page: Path) -> Path:
 
 
 def in_order(names: Iterable[str], first: Sequence[str]) -> list[str]:
-    """Names of scores: the main ones `first`, then the others, those of one kind (by type of question) together."""
+    """Sort names of scores: the main ones, then the others, with scores of one kind (by type of question) together.
+
+    Args:
+        names: in the task's order.
+        first: the main ones; unknown names are skipped.
+    """
     left = [name for name in names if name not in first]
     kinds = list(dict.fromkeys(map(_kind, left)))
     return [name for name in first if name in names] + sorted(left, key=lambda name: kinds.index(_kind(name)))

@@ -11,7 +11,13 @@ Cells = Sequence[str]
 
 
 def static_page(heading: str, body: str, facts: Mapping[str, str] | None = None) -> str:
-    """A page as HTML, with a body from the functions below and facts under the heading."""
+    """A page as HTML.
+
+    Args:
+        heading: also the title.
+        body: HTML, from the functions below.
+        facts: under the heading, name -> value.
+    """
     return framed(heading, f"<main>{body}</main>\n", facts or {}, kind="comparison")
 
 

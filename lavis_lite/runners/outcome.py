@@ -44,7 +44,12 @@ class LossMeter:
         return torch.zeros(1, dtype=self._dtype, device=self.device)
 
     def add(self, values: Mapping[str, Tensor], bad: Tensor) -> None:
-        """This rank's values float[] of a step by name; `bad`, equal on all ranks, is above 0 if it was skipped."""
+        """One step's values of this rank.
+
+        Args:
+            values: name -> float[].
+            bad: float[], above 0 if the step was skipped; equal on all ranks.
+        """
         names = tuple(sorted(values))
         good = bad == 0
         row = torch.stack([values[name].detach().to(self._dtype) for name in names] + [good.to(self._dtype)])

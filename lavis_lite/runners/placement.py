@@ -35,7 +35,11 @@ BACKEND = "inductor"
 
 
 def prepare_for_training(model: BaseModel, run: RunConfig, device: torch.device) -> BaseModel:
-    """`move_to_device`, then `compile_model`, with their errors. An evaluation needs whole eager weights instead."""
+    """`move_to_device`, then `compile_model`. An evaluation alone needs neither, but whole eager weights.
+
+    Raises:
+        ConfigError: the model cannot be shared or compiled as the run asks.
+    """
     model = move_to_device(model, run, device)
     compile_model(model, run, device)
     return model

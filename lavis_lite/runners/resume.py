@@ -61,7 +61,12 @@ def changed_pictures(saved: Mapping[str, Any], present: Mapping[str, Any]) -> li
 
 
 def changed_settings(folder: Path, config: str) -> list[str]:
-    """One line per setting in which a YAML differs from the checkpoint's: `run.init_lr: 0.0001 -> 0.0002`."""
+    """One line per setting that differs from the checkpoint's run: `run.init_lr: 0.0001 -> 0.0002`.
+
+    Args:
+        folder: the checkpoint.
+        config: YAML text of this run's configuration.
+    """
     before, now = map(_settings, ((Path(folder) / CONFIG).read_text(encoding="utf-8"), config))
     keys = [key for key in {**before, **now} if key not in UNANNOUNCED and before.get(key) != now.get(key)]
     return [f"{key}: {_short(before.get(key, '(absent)'))} -> {_short(now.get(key, '(absent)'))}" for key in keys]

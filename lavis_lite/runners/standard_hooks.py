@@ -122,7 +122,17 @@ def training_record(run: RunContext, lr: float) -> Record:
 
 
 def skipped_record(step: int, losses: list[float], train: TrainState) -> Record:
-    """What is known of a skipped 0-based step: losses of all ranks, and samples that may be to blame. Collective."""
+    """What is known of a step that was skipped. Collective.
+
+    Args:
+        step: its 0-based number.
+        losses: of this rank's micro-batches.
+        train: of the run.
+
+    Returns:
+        A record with `losses`, one list of micro-batches per rank, and `samples`: those of micro-batches
+        with a non-finite loss, or all samples if only the gradient is not finite.
+    """
     every = distributed.all_gather_object(losses)
     return {"step": step + 1, "event": "skipped: loss or gradient was not finite",
             "skipped": train.train_step.skipped, "losses": every, "samples": suspects(step, every, train)}

@@ -96,7 +96,14 @@ def _is_number(text: str) -> bool:
 
 
 def answer_row(server: Server, name: Any, answer: str, image: str) -> Row:
-    """One answer for the servers of VQA, TextVQA, GQA, and VizWiz, which tells questions by the file of the image."""
+    """One answer to a question for the servers of VQA, TextVQA, GQA and VizWiz.
+
+    Args:
+        server: one of these four.
+        name: the question's id.
+        answer: the predicted text.
+        image: file name of its picture, by which VizWiz' server identifies questions.
+    """
     if server == "gqa":
         return {"questionId": str(name), "prediction": answer}
     if server == "vizwiz":

@@ -149,7 +149,13 @@ class BothWays:
 
 
 def best(index: Tensor, score: Tensor, keep: int) -> Candidates:
-    """The `keep` best columns of each row, best first, by scores float[N, C]; ties keep their order, NaN is last."""
+    """The `keep` best columns of each row, best first; equal scores keep their order; NaN is last.
+
+    Args:
+        index: int64[N, C], the candidate of each column.
+        score: float[N, C].
+        keep: at most this many.
+    """
     score = at_least_float32(score)
     score = torch.where(score.isnan(), float("-inf"), score)
     order = score.argsort(dim=1, descending=True, stable=True)[:, :keep]

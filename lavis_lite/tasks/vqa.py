@@ -264,7 +264,14 @@ def likeliest(answers: Sequence[str], scores: Sequence[float], most: int = KEPT)
 
 
 def likeliest_answers(model: Ranker, samples: dict[str, Any], answers: Sequence[str], prompt: str) -> list[Likeliest]:
-    """One list per question of a batch; its first item is the answer of `predict_answers` by rank."""
+    """One list per question of a batch; its first item is the answer of `predict_answers` by rank.
+
+    Args:
+        model: scores candidates one by one.
+        samples: image or video, text_input, and other keys of the prompt.
+        answers: candidates, the same for all.
+        prompt: template around the question; "": no template.
+    """
     size = len(samples["text_input"])
     asked: dict[str, Any] = {key: samples[key] for key in PICTURES if key in samples}
     asked["prompt"] = question_prompts(samples, prompt, size)

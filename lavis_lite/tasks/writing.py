@@ -94,7 +94,12 @@ class WritingTask(BaseTask[M, D]):
         return [*with_attention(self.asked, model, rows, self.evaluated(dataset), samples[:first]), *samples[first:]]
 
     def unscored(self, rows: Sequence[Row], labelled: bool = False) -> dict[str, float]:
-        """Metrics of a split that is not scored, though it may have labels."""
+        """Metrics of a split that is not scored.
+
+        Args:
+            rows: its rows.
+            labelled: whether it has labels.
+        """
         why = "the run names no metric" if labelled else "the split has no labels"
         self._why = why if rows else "no sample was predicted"
         self._format_hint = "" if labelled else self._format_hint

@@ -41,7 +41,11 @@ class PlainStage2(nn.Module):
         self.model, self.text_width, self.twin = model, text_width, PlainStage1(cast(Any, model), None)
 
     def forward(self, samples: Mapping[str, Any]) -> Tensor:
-        """Mean loss over the learned tokens; samples as `LossFromIds` takes them."""
+        """Mean loss over the learned tokens.
+
+        Args:
+            samples: image float[B,3,H,W]; `before` and `after`, B rows of ids that are read and that are learned.
+        """
         before, after = samples["before"], samples["after"]
         soft_prompt = self.embed_image(samples["image"], instructions(self.model, before))
         logits, labels = (self.encoder_decoder if self.model.language_model.model.config.is_encoder_decoder

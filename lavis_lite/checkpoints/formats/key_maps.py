@@ -213,7 +213,16 @@ def language_kind(model: object) -> str | None:
 
 
 def refuse_other_kind(model: object, config: type, source: str | Path) -> None:
-    """Raise a CheckpointError if a checkpoint's arch, by its `config`, has other language models; widths may fit."""
+    """Refuse a checkpoint of this project over another kind of language model: equal widths hide it.
+
+    Args:
+        model: that it would be loaded into.
+        config: class of the section of the arch that the checkpoint records.
+        source: the checkpoint.
+
+    Raises:
+        CheckpointError: that arch has language models of another kind.
+    """
     from lavis_lite.models.blip2.config import Blip2OPTConfig, Blip2T5Config, Blip2VicunaConfig
 
     own, kinds = language_kind(model), ((Blip2OPTConfig, "opt"), (Blip2T5Config, "t5"), (Blip2VicunaConfig, "llm"))
@@ -324,7 +333,12 @@ def from_hf(tensors: Mapping[str, Tensor], fused_bias: bool = False) -> Translat
 
 
 def to_hf(tensors: Mapping[str, Tensor], instruct: bool = False) -> Translated:
-    """Our layout -> Hugging Face's, of InstructBLIP if `instruct`; `unknown` has no place there (temperature, head)."""
+    """Our layout -> Hugging Face's; `unknown` lists what has no place there (temperature, captioning head).
+
+    Args:
+        tensors: of a model.
+        instruct: the names of `InstructBlipForConditionalGeneration`.
+    """
     result = (INSTRUCT_MAP if instruct else BLIP2_MAP).to_theirs(tensors)
     for name in [name for name in result.tensors if _Q_BIAS.fullmatch(name)]:
         stem = name.removesuffix("q_bias")

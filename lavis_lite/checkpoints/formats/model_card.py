@@ -70,7 +70,16 @@ encoder, of the language model, and of the training data. Complete this section 
 
 def model_card(model: Any, config: Mapping[str, Any], *, section: Mapping[str, Any], source: str | None,
                parameters: int, notes: Sequence[str]) -> str:
-    """The text of the card; `parameters` is their number, and `notes` say what is not the same in transformers."""
+    """The text of the card.
+
+    Args:
+        model: ours.
+        config: content of config.json.
+        section: the section `model` that it was built from; {} if that is not known.
+        source: the checkpoint that its weights were read from; None: the model was in memory.
+        parameters: how many numbers the weights have.
+        notes: what is not the same in transformers.
+    """
     kind = config["architectures"][0]
     name = " ".join(str(section[key]) for key in ("arch", "model_type") if section.get(key))
     facts = _facts(model, config, section, source, parameters, name)

@@ -48,7 +48,15 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def from_owl(tensors: Mapping[str, Tensor], heads: int) -> Translated:
-    """The release's layout -> ours. Raises CheckpointError over BLOOM, where pictures skip a norm of the words."""
+    """The release's layout -> ours.
+
+    Args:
+        tensors: of the release.
+        heads: of the vision encoder.
+
+    Raises:
+        CheckpointError: its language model is BLOOM, in front of which it places pictures behind a norm of the words.
+    """
     if any(name.endswith("word_embeddings_layernorm.weight") for name in tensors):
         raise CheckpointError("this mPLUG-Owl stands on BLOOM, and puts its pictures behind the norm of BLOOM's words. "
                               "Here they would pass that norm, and the outputs would differ. Nothing was loaded; the "

@@ -60,7 +60,15 @@ class Connector(nn.Module):
 
 
 def build_connector(section: Mapping[str, Any], features: int | None, feature_width: int, width: int) -> Connector:
-    """The connector of a section. Raises ConfigError for no type, an unknown one, or settings that it does not take."""
+    """The connector of a section `model.connector`.
+
+    Args:
+        section: `type` and the settings of that connector.
+        features, feature_width, width: see `Connector`.
+
+    Raises:
+        ConfigError: no type, an unknown one, or settings that it does not take.
+    """
     if wrong := settings_error(section):
         raise ConfigError(f"model.{wrong[0]}: {wrong[1]}")
     settings = dict(section)

@@ -229,7 +229,15 @@ def tried(answers: Sequence[str], most: int | None) -> list[str]:
 
 
 def check_image_index(image_index: ImageIndex, count: int) -> int:
-    """The number of indices. Raises ConfigError if they are no whole numbers from 0 to count - 1."""
+    """The number of indices, checked.
+
+    Args:
+        image_index: B indices.
+        count: U, the number of soft prompts.
+
+    Raises:
+        ConfigError: not a list of whole numbers from 0 to U - 1.
+    """
     values = image_index.tolist() if isinstance(image_index, Tensor) else image_index
     wrong = [value for value in values if isinstance(value, bool) or not isinstance(value, int)
              or not 0 <= value < count] if isinstance(values, Sequence) else [values]

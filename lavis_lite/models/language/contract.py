@@ -287,7 +287,12 @@ class LanguageModel(HeldWeights, ABC):
     # shared parts -----------------------------------------------------------------------------------------------------
     def row_losses(self, soft_prompt: Tensor, before: Sequence[Sequence[int]],
                    after: Sequence[Sequence[int]]) -> Tensor:
-        """Negative log-likelihood float[T] of all tokens of `after`, behind vectors float[B,Q,D] and ids `before`."""
+        """Negative log-likelihood of every learned token of the batch, float[T], rows in order.
+
+        Args:
+            soft_prompt: float[B,Q,D].
+            before, after: ids that are read and ids that are learned.
+        """
         return self.losses_of(short_rows(soft_prompt, before, after))
 
     def prefix_embeds(self, soft_prompt: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

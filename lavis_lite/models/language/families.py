@@ -72,7 +72,15 @@ FAMILIES = {
 
 
 def family_of(model_type: str, name: str | None = None) -> LMFamily:
-    """The row of a model, or that of a name. Raises ConfigError if there is no such row."""
+    """The row of a model.
+
+    Args:
+        model_type: of its configuration.
+        name: a row asked for by name.
+
+    Raises:
+        ConfigError: no row has that name.
+    """
     if name is None:
         return FAMILIES.get(model_type, GENERAL)
     if name not in FAMILIES and name != GENERAL.name:

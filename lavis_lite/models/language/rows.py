@@ -39,7 +39,15 @@ Segments = Sequence[Segment]
 
 
 def insert_pictures(parts: Sequence[Text | Picture], vectors: Sequence[Tensor]) -> list[Segment]:
-    """Parts with each picture's vectors float[n,D] in its place. Raises DataError unless each picture has one place."""
+    """A conversation's parts with the vectors of each picture in its place.
+
+    Args:
+        parts: texts and pictures in order.
+        vectors: float[n,D] of each picture of the row; n may differ.
+
+    Raises:
+        DataError: the parts do not point to every picture exactly once.
+    """
     given = [part.index for part in parts if isinstance(part, Picture)]
     if sorted(given) != list(range(len(vectors))):
         raise DataError(f"the conversation has places for the pictures {given}, and {len(vectors)} came; it must have "

@@ -256,7 +256,14 @@ class Room:
                               "ask for fewer tokens.")
 
     def check_candidates(self, longest: Sequence[int]) -> None:
-        """Raise a TextTooLongError, with the rows, if candidates have more tokens than the model has positions."""
+        """Refuse candidates that are longer than the model's positions by themselves.
+
+        Args:
+            longest: tokens of the longest candidate of each of B rows.
+
+        Raises:
+            TextTooLongError: names the rows.
+        """
         over = {} if self.positions is None else {row: tokens for row, tokens in enumerate(longest)
                                                   if tokens > self.positions}
         if over:
