@@ -136,7 +136,11 @@ def seed_everything(seed: int) -> None:
 
 
 def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
-    """{data set: {split: dataset}} for every split of the run. Raises DataError if no data set has one of them."""
+    """{data set: {split: dataset}} for every split of the run.
+
+    Raises:
+        DataError: no data set has one of the run's splits.
+    """
     run = config.run
     training = [] if run.evaluate else run.train_splits
     built: dict[str, dict[str, Any]] = {}
@@ -184,7 +188,11 @@ def note_learned(datasets: dict[str, dict[str, Any]], run: RunConfig) -> None:
 
 
 def check_evaluated(task: BaseTask, datasets: dict[str, dict[str, Any]], config: Config) -> None:
-    """Refuse splits that the task cannot evaluate with the run's model, before it is loaded; errors are the task's."""
+    """Refuse splits that the task cannot evaluate with the run's model, before the model is loaded.
+
+    Raises:
+        DataError, ConfigError, ContractError: see the task's `before_evaluation` and `check_model`.
+    """
     model = registry.get_model_class(config.model.arch)
     for split in dict.fromkeys([*config.run.valid_splits, *config.run.test_splits]):
         found = [splits[split] for splits in datasets.values() if split in splits]
@@ -211,7 +219,11 @@ def check_lengths(task: BaseTask, datasets: dict[str, dict[str, Any]], model: Ba
 
 
 def check_features(datasets: dict[str, dict[str, Any]], model: BaseModel) -> None:
-    """Refuse saved features of another vision encoder. Raises ConfigError as `FeatureFolder.check_encoder`."""
+    """Refuse saved features of another vision encoder.
+
+    Raises:
+        ConfigError: see `FeatureFolder.check_encoder`.
+    """
     folders = [dataset.folder for splits in datasets.values() for dataset in splits.values()
                if isinstance(getattr(dataset, "folder", None), FeatureFolder)]
     if folders:

@@ -71,7 +71,11 @@ class Registry(Generic[T]):
         return next((name for name, address in self.builtins.items() if address == _address(cls)), None)
 
     def builtin(self, name: str) -> type[T]:
-        """The package's class of that name, whatever is registered under it. An unknown name raises RegistryError."""
+        """The package's own class of that name, whatever is registered under it.
+
+        Raises:
+            RegistryError: it has none.
+        """
         if name not in self.builtins:
             raise RegistryError(f"unknown {self.kind} {shown(name)}: {did_you_mean(name, self.builtins)}")
         found: type[T] = _load(self.builtins[name])
@@ -106,7 +110,11 @@ class Registry(Generic[T]):
             raise RegistryError(f"{self.kind} name {name!r} is registered twice: at {first} and at {_location(cls)}.")
 
     def get(self, name: str) -> type[T]:
-        """The class of that name. An unknown name raises RegistryError, which lists the nearest ones."""
+        """The class of that name.
+
+        Raises:
+            RegistryError: unknown name; the message lists the nearest names.
+        """
         if not isinstance(name, str):
             raise RegistryError(f"the name of a {self.kind} is text, not a {type(name).__name__}; "
                                 f"{did_you_mean('', self.names())}")

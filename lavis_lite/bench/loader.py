@@ -159,7 +159,11 @@ class PlainCaptions(Dataset[dict[str, Any]]):
 
 
 def pictures(folder: Path) -> list[Path]:
-    """Files of 640x480 pixels in a folder, at most PICTURES. Raises DataError if there are too few for a batch."""
+    """Files of 640x480 pixels in a folder, at most PICTURES.
+
+    Raises:
+        DataError: there is no folder, or there are too few for a batch.
+    """
     if not folder.is_dir():
         raise DataError(f"--images {folder}: there is no such folder. Without --images pictures are generated.")
     found = list(_fitting(sorted(folder.iterdir())))[:PICTURES]

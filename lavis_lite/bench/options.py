@@ -95,7 +95,12 @@ class Options:
         return self.against
 
     def check(self) -> None:
-        """Raise a ConfigError for impossible numbers, and options that do not apply."""
+        """Refuse impossible numbers.
+
+        Raises:
+            ConfigError: fewer than one step or image, a negative warm-up, options that do not apply, or sizes
+                that a CPU cannot train.
+        """
         for name, value, least in (("steps", self.steps, 1), ("batch", self.images, 1), ("warmup", self.warmup, 0),
                                    ("workers", self.workers or 0, 0)):
             if value < least:

@@ -184,7 +184,11 @@ def _compared(options: Options, shape: Shape, device: torch.device) -> Case:
 
 
 def _check(shape: Shape, device: torch.device, sides: Mapping[str, Side]) -> None:
-    """Compare both ways on a small gallery. Raises LavisLiteError if a score or a rank differs."""
+    """Compare both ways on a small gallery.
+
+    Raises:
+        LavisLiteError: a score or a rank differs.
+    """
     found = compare(replace(shape, images=8, k=6, kept=8), torch.float64, device)
     if found["largest difference"] > TOLERANCE or not found["ranks equal"]:
         raise LavisLiteError(f"re-ranking differs from the plain loop's: {found}; nothing was timed.")

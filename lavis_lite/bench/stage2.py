@@ -38,7 +38,11 @@ class IdsOnly:
 
 
 class LossFromIds(nn.Module):
-    """`Blip2LLM.forward` of a stage-2 model without tokenisation."""
+    """`Blip2LLM.forward` without tokenisation.
+
+    Args:
+        model: a stage-2 model.
+    """
 
     def __init__(self, model: Blip2LLM) -> None:
         super().__init__()

@@ -199,7 +199,11 @@ def best(name: str, candidates: Sequence[str], scores: Sequence[float], original
 
 
 def _pack(job: Job, parts: int, log: Log) -> ShardIndex:
-    """Pack all parts into shards. Raises DataError if more than `max_bad` of the images cannot be read, or all."""
+    """Pack all parts into shards.
+
+    Raises:
+        DataError: the share of unreadable images is above `max_bad`, or no image is readable.
+    """
     bad = sum(_count(job.bad(number)) for number in range(parts))
     files = [job.part(number) for number in range(parts)]
     table = RowTable(((file, line, row) for file, path in enumerate(files) for line, row in _rows(path)), files, KINDS)

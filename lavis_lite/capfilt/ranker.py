@@ -87,7 +87,11 @@ def _embeds(features: Tensor | BaseModelOutputWithPooling) -> Tensor:
 
 @one_at_a_time
 def load_clip(name: str, device: torch.device) -> ClipRanker:
-    """A CLIP model by its folder or hub name. Raises ConfigError if it is missing, not a CLIP model or not whole."""
+    """A CLIP model by its folder or hub name.
+
+    Raises:
+        ConfigError: the model is missing, cannot be fetched, or is not a CLIP model.
+    """
     ensure_torchvision()
     from transformers import CLIPModel, CLIPProcessor
 

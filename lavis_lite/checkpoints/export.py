@@ -230,7 +230,11 @@ def _selected(model: BaseModel, state: Mapping[str, Tensor] | None, whole: bool,
 
 
 def as_blip2(model: BaseModel, to: str) -> Blip2Base:
-    """The model. Raises CheckpointError if the readers of a format (hf, lavis) lack its class: it is not BLIP-2."""
+    """Refuse a model if the readers of a format (hf, lavis) do not have its class.
+
+    Raises:
+        CheckpointError: it is not a BLIP-2 model.
+    """
     if not isinstance(model, Blip2Base):
         where = "LAVIS" if to == "lavis" else "transformers"
         raise CheckpointError(f"{where} has no such class as {type(model).__name__}: only BLIP-2 and InstructBLIP "
@@ -239,7 +243,11 @@ def as_blip2(model: BaseModel, to: str) -> Blip2Base:
 
 
 def written_by_transformers(model: BaseModel) -> BaseModel:
-    """The model. Raises CheckpointError if it is neither a BLIP-2 model nor a `vision_language`."""
+    """Refuse a model of a class that transformers does not have.
+
+    Raises:
+        CheckpointError: it is neither a BLIP-2 model nor a `vision_language`.
+    """
     return model if isinstance(model, VisionLanguage) else as_blip2(model, "hf")
 
 

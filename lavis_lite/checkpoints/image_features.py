@@ -15,7 +15,11 @@ from lavis_lite.models.blip2.stage1 import Blip2Qformer
 
 
 class ImageFeatures(nn.Module):
-    """A stage-1 model in eval mode as float[B, 3, H, W] -> unit vectors of ITC, float[B, Q, E]."""
+    """float[B, 3, H, W] -> unit vectors of ITC, float[B, Q, E].
+
+    Args:
+        model: a stage-1 model, in eval mode.
+    """
 
     def __init__(self, model: Blip2Qformer) -> None:
         super().__init__()

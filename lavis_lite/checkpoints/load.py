@@ -106,7 +106,11 @@ def load_checkpoint(model: BaseModel, source: str | Path, *, allowed_missing: It
 
 
 def refuse_other_settings(model: object, source: str | Path) -> None:
-    """Raise a CheckpointError if a checkpoint records other settings than the model's that no tensor's shape shows."""
+    """Refuse a checkpoint that records settings which no tensor's shape shows, and which are not the model's.
+
+    Raises:
+        CheckpointError: of a folder of transformers' BLIP-2, or of a file or run's checkpoint of this project.
+    """
     source = Path(source).expanduser()
     if (source / "config.json").is_file():
         from lavis_lite.checkpoints.formats import hf_fields  # only folders of transformers have settings

@@ -71,7 +71,11 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint folder, proved by its seal. Raises CheckpointError if it is missing or damaged."""
+    """The manifest of a checkpoint folder, proved by its own seal.
+
+    Raises:
+        CheckpointError: missing, unreadable, altered, of a later format, or not a manifest of this package.
+    """
     path = Path(folder) / MANIFEST
     try:
         facts = atomic.read_sealed(path)
@@ -117,7 +121,11 @@ def _is_of_a_hook(path: Path) -> bool:
 
 
 def prove(path: Path) -> None:
-    """Raise a CheckpointError if a run's weights are not those of the manifest beside them; other files have none."""
+    """Check the weights of a run's checkpoint against the manifest beside them; other files have none.
+
+    Raises:
+        CheckpointError: the file or the manifest is damaged.
+    """
     if path.is_dir() or not is_of_a_run(path):
         return
     error = file_fault(path, read_manifest(path.parent).files[path.name])
@@ -183,7 +191,11 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def shards_of(index: Path) -> dict[str, str]:
-    """Name of each tensor -> name of the file beside the index. Raises CheckpointError if it is no index of shards."""
+    """Name of each tensor -> name of the file beside the index that has it.
+
+    Raises:
+        CheckpointError: it is not an index of shards.
+    """
     try:
         return {name: Path(file).name for name, file in json.loads(index.read_bytes())["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -200,7 +212,11 @@ def reading_safetensors(path: Path) -> Iterator[None]:
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
-    """The texts in the header of a .safetensors file; empty for others. Raises CheckpointError if it is damaged."""
+    """The texts in the header of a .safetensors file; empty for other files, or if there is no file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     with reading_safetensors(path), safe_open(path, "pt") as content:
@@ -208,7 +224,11 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
 
 
 def json_object(content: str | bytes, where: str | Path) -> dict[str, Any]:
-    """A JSON text that must be an object; `where` is what messages call it. Raises CheckpointError if it is not."""
+    """A JSON text that must be an object; `where` is what messages call it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
     try:
         found = json.loads(content)
     except ValueError as error:
@@ -235,7 +255,11 @@ def _hash_file(path: Path, size: int, changed: int) -> str:
 
 
 def stored_record(path: str | Path) -> WeightRecord | None:
-    """Where a checkpoint's weights came from before its run; None: not recorded. Raises CheckpointError if damaged."""
+    """Where the weights of a checkpoint's model came from before its run; None: not recorded.
+
+    Raises:
+        CheckpointError: what is recorded is not a weight record.
+    """
     content = _stored(Path(path)).get(RECORD)
     return None if content is None else WeightRecord.from_dict(content, f"{path}: {RECORD}")
 
@@ -322,7 +346,11 @@ def best_or_last(run_dir: Path) -> tuple[Path, str]:
 
 
 def _best(run_dir: Path) -> tuple[Path, str] | None:
-    """What best.json says; None if there is no such file. Raises CheckpointError if it cannot be read."""
+    """What best.json says; None if there is no such file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     path = run_dir / "checkpoints" / "best.json"
     if not path.is_file():
         return None

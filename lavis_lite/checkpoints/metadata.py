@@ -23,7 +23,11 @@ from lavis_lite.registry import registry
 
 
 def find(source: str | Path) -> Path:
-    """A local path of a checkpoint, fetched if it is a URL or a repository. Raises DataError if it is missing."""
+    """A local path of a checkpoint, fetched where it is a URL or a repository.
+
+    Raises:
+        DataError: it is not found; the message has the places searched and how to get it.
+    """
     try:
         return weights.WeightFile("pretrained", str(source)).fetch()
     except DataError as error:
@@ -69,7 +73,11 @@ def _afresh(content: Mapping[str, Any], where: str | Path) -> CheckpointMetadata
 
 
 def _sections(content: Mapping[str, Any], where: str | Path) -> CheckpointMetadata:
-    """Sections `model` and `preprocess` as written; absent ones are empty. Raises CheckpointError if not mappings."""
+    """Sections `model` and `preprocess` as they were written; absent ones are empty.
+
+    Raises:
+        CheckpointError: they are no mappings.
+    """
     found = {name: content.get(name) for name in ("model", "preprocess")}
     _check_shapes(found, where)
     return CheckpointMetadata(**{name: dict(section or {}) for name, section in found.items()})
@@ -144,7 +152,11 @@ def metadata_from_pth(path: Path) -> CheckpointMetadata | None:
 
 
 def typed_section(content: Mapping[str, Any]) -> ModelConfig:
-    """A section `model` as its arch's config class. Raises ErrorList with the keys and values that do not fit it."""
+    """A section `model` as its arch's config class.
+
+    Raises:
+        ErrorList: keys or values that do not fit it.
+    """
     cls = registry.get_model_class(str(content.get("arch"))).config_class
     checker = Checker(lambda key: "the checkpoint's configuration")
     section = checker.section(cls, dict(content), "model")

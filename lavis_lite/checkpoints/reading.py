@@ -261,7 +261,11 @@ def _read_file(path: Path) -> Content | None:
 
 
 def tensor_names(source: str | Path) -> set[str]:
-    """Names of a checkpoint's tensors as `read_tensors` gives them, with its errors; reads no safetensors."""
+    """Names of a checkpoint's tensors, as `read_tensors` gives them; of safetensors without reading the tensors.
+
+    Raises:
+        CheckpointError: as `read_tensors`.
+    """
     path = Path(source).expanduser()
     found = next((path / name for name in (WEIGHTS, INDEX) if (path / name).is_file()), path)
     if found.suffix != ".safetensors" or not found.is_file():

@@ -72,7 +72,11 @@ class WeightFile:
     value: str
 
     def local(self) -> Path | None:
-        """Where it is on this machine, or None; nothing is downloaded. Raises DataError for a pipe or a device."""
+        """Where it is on this machine, or None. Nothing is downloaded.
+
+        Raises:
+            DataError: a pipe or a device has this name.
+        """
         if self.value == "mini" and self.key in PACKAGED:
             return assets() / PACKAGED[self.key]
         if self.value.startswith(PACKAGED_PREFIX):
@@ -131,7 +135,11 @@ class WeightFile:
         return not self.value.startswith(PACKAGED_PREFIX) and ("://" in self.value or self._repository() is not None)
 
     def fetch(self) -> Path:
-        """Bring it here. Raises DataError if it cannot be downloaded, or is a path that does not exist."""
+        """Bring it here.
+
+        Raises:
+            DataError: it cannot be downloaded, or is a path that does not exist.
+        """
         here = self.local()
         if here is not None:
             return here

@@ -248,7 +248,11 @@ class Evaluator:
 
 
 def check_splits(datasets: Datasets, splits: Sequence[str], key: str) -> None:
-    """Raise a ConfigError for a split that no data set has, with the key of the run section and the nearest split."""
+    """Refuse splits that no data set has.
+
+    Raises:
+        ConfigError: names the key of the run section and the nearest split.
+    """
     present = {split for parts in datasets.values() for split in parts}
     for split in splits:
         if split not in present:
@@ -256,7 +260,11 @@ def check_splits(datasets: Datasets, splits: Sequence[str], key: str) -> None:
 
 
 def check_ids(task: str, rows: list[Row]) -> None:
-    """Raise a ContractError if a row does not name its sample by `id`."""
+    """Check that each row names its sample.
+
+    Raises:
+        ContractError: a row without `id`.
+    """
     for row in rows:
         if "id" not in row:
             raise ContractError(f"run.task={task}: each row that the task's `predict` returns needs an `id`, the "
@@ -265,7 +273,11 @@ def check_ids(task: str, rows: list[Row]) -> None:
 
 
 def gathered(rows: list[Row]) -> list[Row]:
-    """The rows of all ranks, sorted by id, numbers before names. Collective. Raises DataError if an id occurs twice."""
+    """The rows of all ranks, sorted by id, numbers before names. Collective.
+
+    Raises:
+        DataError: two rows have the same id.
+    """
     every = [row for part in distributed.all_gather_object(rows) for row in part]
     every.sort(key=lambda row: (isinstance(row["id"], str), row["id"]))
     for one, two in zip(every, every[1:], strict=False):

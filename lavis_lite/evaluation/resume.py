@@ -132,7 +132,11 @@ class EvalProgress(ProgressHandle):
         return self._stop_code()
 
     def stop_if_requested(self) -> None:
-        """Raise EvaluationStopped on all ranks if a signal asked any rank to stop. Collective."""
+        """Leave the evaluation if a signal asked any rank to stop. Collective.
+
+        Raises:
+            EvaluationStopped: on all ranks.
+        """
         if code := max(distributed.all_gather_object(self.stop_requested())):
             folder = self.checkpoint.folder  # with the data sets before this one
             written = self.writable and any(folder.glob("*.rank*.jsonl"))

@@ -125,7 +125,11 @@ def _curve_errors(step: Step, of: Job | None) -> list[str]:
 
 
 def _file(recipe: str) -> Path:
-    """A file, or a recipe of the package. Raises ConfigError, with the nearest recipe, if it is neither."""
+    """A file, or a recipe of the package.
+
+    Raises:
+        ConfigError: it is neither; names the nearest recipe.
+    """
     if Path(recipe).is_file():
         return Path(recipe)
     found = find_recipe(recipe)

@@ -41,7 +41,11 @@ def similarity(prediction: str, answer: str, rule: Rule = "stvqa") -> float:
 
 
 def anls_score(prediction: str, answers: Sequence[str], rule: Rule = "stvqa") -> float:
-    """Best similarity of one prediction with any answer; 0 below one half. Raises ValueError if there is no answer."""
+    """Best similarity of one prediction with any answer; 0 if it is below one half.
+
+    Raises:
+        ValueError: there are no answers.
+    """
     if not answers:
         raise ValueError("a prediction cannot be scored against no answers")
     best = max(similarity(prediction, answer, rule) for answer in answers)
@@ -49,7 +53,11 @@ def anls_score(prediction: str, answers: Sequence[str], rule: Rule = "stvqa") ->
 
 
 def anls(predictions: Sequence[str], answers: Sequence[Sequence[str]], rule: Rule = "stvqa") -> float:
-    """Mean of `anls_score` over questions. Raises DataError if there is no question, or one has no list of answers."""
+    """Mean of `anls_score` over questions.
+
+    Raises:
+        DataError: there is no question, not one list of answers per prediction, or a list is empty.
+    """
     if not predictions or len(predictions) != len(answers):
         raise DataError(f"ANLS needs one list of answers per prediction; there are {len(predictions)} predictions and "
                         f"{len(answers)} lists of answers.")

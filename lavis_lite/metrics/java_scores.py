@@ -135,7 +135,11 @@ def _package_file(metric: str, name: str) -> Path:
 
 
 def find_java(metric: str) -> str:
-    """Path of Java: in JAVA_HOME, else the first on PATH. Raises MissingExtraError if Java is not installed."""
+    """Path of the Java program: in JAVA_HOME, else the first on PATH.
+
+    Raises:
+        MissingExtraError: Java is not installed.
+    """
     home = os.environ.get("JAVA_HOME")
     own = shutil.which("java", path=str(Path(home, "bin"))) if home else None
     found = own or shutil.which("java")
@@ -196,7 +200,11 @@ class Java:
             pipe.flush()
 
     def line(self) -> str:
-        """The next line. Raises JavaScoreError if no line came in time, or the program has ended."""
+        """The next line.
+
+        Raises:
+            JavaScoreError: no line came in time, or the program has ended.
+        """
         line = self._next()
         if line is None:
             raise JavaScoreError(f"{self.metric}: Java ended with exit code {self._process.wait()} before it had "
@@ -222,7 +230,11 @@ class Java:
             raise JavaScoreError(f"{self.metric}: Java answered {line[:200]!r} instead of a score.") from None
 
     def finish(self) -> None:
-        """Read until the program ends by itself. Raises JavaScoreError if it is silent for too long, or fails."""
+        """Read until the program ends by itself.
+
+        Raises:
+            JavaScoreError: the program had no output for too long, or ended with an error.
+        """
         while self._next() is not None:
             pass
         if code := self._process.wait():

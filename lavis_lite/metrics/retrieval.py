@@ -29,7 +29,11 @@ MISSED = torch.iinfo(torch.int64).max
 
 
 def as_lists(positives: Positives) -> list[list[int]]:
-    """`positives`, one list per query in the order of the indices. Raises DataError if an index is missing."""
+    """`positives` with one list per query, in the order of the query indices.
+
+    Raises:
+        DataError: an index is missing.
+    """
     items = positives.items() if isinstance(positives, Mapping) else enumerate(positives)
     by_query = {int(query): [found] if isinstance(found, int) else [int(one) for one in found]
                 for query, found in items}
@@ -89,7 +93,11 @@ def ranks_from_candidates(candidates: Tensor, positives: Positives) -> Tensor:
 
 
 def recall_at(ranks: Tensor, k: int) -> float:
-    """Share of queries with a rank below k, in [0, 1]. Raises ValueError if there is no query."""
+    """Share of queries with a rank below k, in [0, 1].
+
+    Raises:
+        ValueError: there is no query.
+    """
     if not len(ranks):
         raise ValueError("recall of no queries is not defined")
     return float((ranks < k).double().mean())

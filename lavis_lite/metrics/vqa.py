@@ -244,7 +244,11 @@ _RULES: dict[str, Callable[[str, Truth], float]] = {
 
 
 def _leaving_one_out(prediction: str, records: Sequence[tuple[Hashable, str]]) -> float:
-    """Mean of min(1, agreeing others / 3) over (record, answer) of the annotators; others have another record."""
+    """Mean of min(1, agreeing others / 3) over the annotators; the others are the records that differ.
+
+    Args:
+        records: (the identity of an annotator's record, the answer).
+    """
     agreeing, equal = sum(answer == prediction for _, answer in records), Counter(records)
     left = (agreeing - equal[record] if record[1] == prediction else agreeing for record in records)
     return sum(min(1.0, count / AGREEING) for count in left) / len(records)
@@ -342,12 +346,20 @@ def vqa_accuracy(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], rule
 
 
 def gqa_accuracy(predictions: Mapping[Id, str], answers: Mapping[Id, str]) -> float:
-    """GQA: share of right answers, cleaned as VQA answers, as LAVIS does. Raises DataError as `question_scores`."""
+    """GQA: share of right answers after cleaning both texts as VQA answers (as LAVIS does).
+
+    Raises:
+        DataError: as `question_scores`.
+    """
     return vqa_accuracy(predictions, {name: Truth([answer]) for name, answer in answers.items()}, "exact")["accuracy"]
 
 
 class Majority:
-    """A baseline without images: the most frequent of the training split's (question, most frequent answer)."""
+    """A baseline without images: the most frequent answer of the training questions.
+
+    Args:
+        pairs: (question, its most frequent answer) of the training split.
+    """
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         by_question: dict[str, Counter[str]] = {}

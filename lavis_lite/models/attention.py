@@ -121,7 +121,11 @@ def of_features(weights: Tensor, module: nn.Module, features: int) -> Tensor:
 
 
 def grid_of(model: Any) -> tuple[int, int]:
-    """Rows and columns of patches of a model's encoder. Raises ConfigError if its features are no grid of patches."""
+    """Rows and columns of patches of a model's vision encoder.
+
+    Raises:
+        ConfigError: its features are no grid of patches.
+    """
     encoder = model.vision_encoder
     patches = getattr(encoder, "num_patches", 0)
     side = math.isqrt(patches)
@@ -131,7 +135,11 @@ def grid_of(model: Any) -> tuple[int, int]:
 
 
 def one_picture(image: Tensor) -> Tensor:
-    """The images of a batch. Raises DataError if they are videos."""
+    """The images of a batch, if they are no videos.
+
+    Raises:
+        DataError: they are.
+    """
     if image.ndim == 5:
         raise DataError(f"attention is shown for one picture a sample, not for videos {tuple(image.shape)}; give one "
                         "frame, samples['image'] float[B,3,H,W].")

@@ -60,7 +60,11 @@ class Decoding:
     stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Raise a ConfigError that names the first value out of range, and the range."""
+        """Check the values.
+
+        Raises:
+            ConfigError: the first value out of range, with the range.
+        """
         for name in ("max_new_tokens", "min_new_tokens", "num_beams", "num_captions"):
             value: float = getattr(self, name)
             least = 0 if name == "min_new_tokens" else 1

@@ -111,7 +111,11 @@ class PlainEncoder:
                 for text, row in zip(texts, rows, strict=True)]
 
     def template(self, texts: Sequence[str]) -> list[list[int]]:
-        """As a call, but marked control tokens are the tokenizer's own. Raises ConfigError if it has no such token."""
+        """As a call, but marked control tokens are the tokenizer's own.
+
+        Raises:
+            ConfigError: a mark names no control token of this tokenizer.
+        """
         return [self._with_marks(text) if OPEN in text else row
                 for text, row in zip(texts, self(texts), strict=True)]
 

@@ -118,7 +118,11 @@ class WeightRecord:
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "the weight record") -> WeightRecord:
-        """What `to_dict` gave; keys of a later version are left alone. Raises CheckpointError for something else."""
+        """What `to_dict` gave; keys that a later version added are left alone.
+
+        Raises:
+            CheckpointError: something else.
+        """
         if not isinstance(content, Mapping) or not isinstance(content.get("sources"), list):
             raise CheckpointError(f"{where} is not a record of weights (sources, untrained).")
         untrained = content.get("untrained", [])

@@ -144,7 +144,11 @@ class TextTokenizer:
 
     @property
     def loaded(self) -> Any:
-        """The transformers tokenizer. Raises ConfigError if it is neither here nor can be fetched."""
+        """The transformers tokenizer.
+
+        Raises:
+            ConfigError: it is neither a folder nor in the local cache and cannot be fetched.
+        """
         if self._loaded is None:
             self._loaded = _load(self.name, self.truncation_side)
             for made in ("plain", "_frame", "_light"):  # a caller may change what it gets

@@ -377,7 +377,11 @@ def policy(script: str, style: str) -> str:
 
 
 def filled(template: str, parts: Mapping[str, str]) -> str:
-    """A template with parts, which are not searched, in place of each `{{name}}`. Raises KeyError if one is missing."""
+    """A template with each `{{name}}` replaced by its part; parts are not searched for names.
+
+    Raises:
+        KeyError: a name has no part.
+    """
     pieces = template.split("{{")
     out = [pieces[0]]
     for piece in pieces[1:]:

@@ -275,7 +275,11 @@ def newest_good(output_dir: Path, log: Callable[[str], None] = print) -> Path | 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 def require_good(folder: Path) -> Manifest:
-    """Verify a checkpoint to the last byte: its manifest, or a CheckpointError with every error found."""
+    """Verify a checkpoint to the last byte and return its manifest.
+
+    Raises:
+        CheckpointError: with every error found.
+    """
     if errors := verify(folder):
         raise CheckpointError(f"{folder} cannot be used: {' '.join(errors)} `--resume auto` takes the newest good one.")
     return read_manifest(folder)
@@ -293,7 +297,11 @@ def load_weights(folder: Path, model: BaseModel) -> None:
 
 
 def load(folder: Path, model: BaseModel) -> dict[str, Any]:
-    """Load a checkpoint's weights into the model and return its training state. Errors as `load_weights`."""
+    """Load a checkpoint's weights into the model and return its training state (tensors and plain values).
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
     manifest = require_good(folder)
     _fill(Path(folder), manifest, model)
     path = Path(folder) / STATE
@@ -307,7 +315,11 @@ def load(folder: Path, model: BaseModel) -> dict[str, Any]:
 
 
 def load_hook_weights(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The sets of weights that hooks keep in a checkpoint, by hook. Raises CheckpointError if a file is another one."""
+    """The sets of weights that hooks keep in a verified checkpoint, by hook.
+
+    Raises:
+        CheckpointError: a file is not what its name says.
+    """
     found = {}
     for name in read_manifest(folder).files:
         if name.endswith(".safetensors") and name != WEIGHTS:

@@ -170,7 +170,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
-    """Put back what `optimizer_state` gave. Raises CheckpointError if other parameters train now."""
+    """Put back what `optimizer_state` gave.
+
+    Raises:
+        CheckpointError: the state belongs to other parameters than those that train now.
+    """
     names = trained_names(optimizer)
     if state and set(state) != set(names):
         lost, new = sorted(set(state) - set(names)), sorted(set(names) - set(state))

@@ -171,7 +171,11 @@ class SkipCounter:
             self.recent = [one for one in self.recent if one > step - WINDOW] + [step]
 
     def check(self, step: int) -> None:
-        """Judge after the step `step` was skipped. Raises DivergedError if too many were, in a row or of the newest."""
+        """Judge after the step `step` was skipped.
+
+        Raises:
+            DivergedError: too many in a row, or too large a share of the newest steps.
+        """
         if self.in_a_row >= self.patience:
             raise DivergedError(f"loss or gradients were not finite in {self.in_a_row} steps in a row, up to step "
                                 f"{step + 1}; none of them changed the weights. {_ADVICE}")

@@ -84,7 +84,11 @@ class Blocks(NamedTuple):
 
 
 def blocks_of_run(model: BaseModel, run: RunConfig, device: torch.device) -> Blocks:
-    """The blocks that `run.fsdp` names. Raises ConfigError if the model has no such blocks."""
+    """The blocks that `run.fsdp` names.
+
+    Raises:
+        ConfigError: the model has no such blocks.
+    """
     vision = model.vision_blocks_to_shard(device) if run.fsdp == "blocks" else []
     blocks = Blocks(vision, model.blocks_to_shard())
     if not blocks.all:
@@ -95,7 +99,11 @@ def blocks_of_run(model: BaseModel, run: RunConfig, device: torch.device) -> Blo
 
 
 def check(blocks: Blocks, precision: Precision) -> None:
-    """Raise a ConfigError for fp16 in blocks that train."""
+    """Refuse fp16 for blocks that train.
+
+    Raises:
+        ConfigError: says why, and what to set.
+    """
     if precision.dtype is torch.float16 and any(_trains_whole(block) for block in blocks.all):
         raise ConfigError("run.amp_dtype: fp16 scales the loss by what a rank's gradients allow, and ranks have "
                           "different parts of blocks that train. Set run.amp_dtype=bf16, or run.fsdp=none.")
@@ -175,7 +183,11 @@ def ignore_in_ddp(model: nn.Module) -> None:
 
 # --- run.compile ------------------------------------------------------------------------------------------------------
 def compile_model(model: BaseModel, run: RunConfig, device: torch.device) -> None:
-    """Compile what `run.compile` names at its first use. Raises ConfigError if the model or this machine cannot."""
+    """Compile what `run.compile` names, at its first use.
+
+    Raises:
+        ConfigError: the model has no such parts, or this machine cannot compile.
+    """
     if run.compile == "none":
         return
     reason = why_not(device.type) if BACKEND == "inductor" else None

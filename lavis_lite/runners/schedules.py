@@ -145,7 +145,11 @@ def length_notes(cfg: RunConfig, total: int) -> list[str]:
 
 
 def by_epochs(cfg: RunConfig, steps_per_epoch: int) -> TrainSchedule:
-    """`max_epoch` passes over the data; `max_iters` ends them earlier, or suffices. Raises ConfigError without any."""
+    """`max_epoch` passes over the data; `max_iters` ends the run earlier, and suffices alone.
+
+    Raises:
+        ConfigError: neither is given.
+    """
     ends = []
     if cfg.max_epoch is not None:
         ends.append(cfg.max_epoch * steps_per_epoch)

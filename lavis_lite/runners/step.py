@@ -237,7 +237,11 @@ class TrainStep:
                 "scaler": self.scaler.state_dict(), "losses": self.losses.state(), **self._skips.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave. Raises CheckpointError if another optimizer or other parameters train now."""
+        """Put back what `state` gave.
+
+        Raises:
+            CheckpointError: the state is of another optimizer, or of other parameters than those that train now.
+        """
         before, now = state.get("optimizer_name", "adamw"), self.cfg.optimizer.lower()
         if before != now:
             raise CheckpointError(f"the checkpoint has the state of run.optimizer={before}, and this run has {now}. "

@@ -93,7 +93,11 @@ def training_sets(run: RunConfig, datasets: Datasets) -> tuple[list[str], list[A
 
 
 def refuse_lost_targets(names: Sequence[str], datasets: Sequence[object]) -> None:
-    """Raise a ConfigError if sets with and without text_output are mixed: a batch keeps the keys that all have."""
+    """Refuse sets that shuffled together would lose their targets: a batch keeps the keys that all samples have.
+
+    Raises:
+        ConfigError: some sets have text_output, and others do not.
+    """
     keys = {name: getattr(dataset, "sample_keys", ()) for name, dataset in zip(names, datasets, strict=True)}
     with_target = [name for name, own in keys.items() if "text_output" in own]
     without = [name for name, own in keys.items() if own and "text_output" not in own]

@@ -237,7 +237,11 @@ class BaseTask(Generic[M, D]):
         return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
     def has_samples(self, samples: dict[str, Any], *keys: str) -> bool:
-        """Whether a batch has usable samples; they must have the keys. Raises ContractError if they lack one."""
+        """Whether a batch has usable samples; they must have the keys.
+
+        Raises:
+            ContractError: they lack one.
+        """
         if samples.keys() <= NOT_OF_SAMPLES:
             return False
         if missing := [key for key in keys if key not in samples]:

@@ -61,7 +61,11 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
         self._refuse_foreign_ids(dataset, split)
 
     def _refuse_foreign_ids(self, dataset: Captions, split: str) -> None:
-        """Raise a DataError if `run.img_ids` names no image of the split."""
+        """Check that `run.img_ids` names images of the split.
+
+        Raises:
+            DataError: it names none.
+        """
         known = [ids_of(dataset, index) for index in range(len(dataset))] if isinstance(dataset, Identities) else []
         if self._wanted is not None and known and self._wanted.isdisjoint(map(str, chain.from_iterable(known))):
             some = ", ".join(str(ids[0]) for ids in known[:3])

@@ -54,7 +54,11 @@ class RankingTask(WritingTask[Ranker, Choices]):
         return in_prompt(samples, self.cfg.prompt)
 
     def before_evaluation(self, dataset: Choices, split: str) -> None:
-        """Find the candidates. Raises DataError if there are no questions, or no candidates."""
+        """Find the candidates.
+
+        Raises:
+            DataError: there are no questions, or no candidates.
+        """
         super().before_evaluation(dataset, split)
         self._shared, self._split = self.cfg.candidates, split
         if self._shared is None and not dataset.multiple_choice:

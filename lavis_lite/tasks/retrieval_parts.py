@@ -20,7 +20,11 @@ from lavis_lite.models.base import at_least_float32
 
 
 def check_captions(dataset: CaptionedImages, split: str) -> None:
-    """Raise a DataError, before any work, if a split cannot be searched because an image has no caption."""
+    """Raise before any work if a split cannot be searched.
+
+    Raises:
+        DataError: an image has no caption.
+    """
     found = as_lists(dataset.img2txt)
     bare = [image for image, texts in enumerate(found) if not texts]
     if bare:

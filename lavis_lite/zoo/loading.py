@@ -54,7 +54,11 @@ def load_section(section: ModelConfig, *, is_eval: bool = False, device: Any = "
 
 
 def dtype_name(dtype: Any) -> str:
-    """fp32 | fp16 | bf16, from these, from torch's names or from a torch.dtype. Raises ConfigError for another one."""
+    """fp32 | fp16 | bf16, from these, from torch's names or from a torch.dtype.
+
+    Raises:
+        ConfigError: another one.
+    """
     text = str(dtype).removeprefix("torch.")
     name = SPELLINGS.get(text, text)
     if name not in DTYPES:
@@ -63,7 +67,11 @@ def dtype_name(dtype: Any) -> str:
 
 
 def precisions(section: ModelConfig, device: torch.device, dtype: str | None, is_eval: bool) -> dict[str, Any]:
-    """The section's precision keys for a device and dtype. Raises ConfigError for fp16 on a CPU or in what trains."""
+    """The section's precision keys for a device and a requested dtype.
+
+    Raises:
+        ConfigError: fp16 on a CPU, or half precision for weights that train.
+    """
     on_cpu = device.type == "cpu"
     if dtype == "fp16" and on_cpu:
         raise ConfigError("dtype: fp16 arithmetic on a CPU is slow and incomplete; use dtype='bf16' or leave it out "

@@ -43,7 +43,11 @@ QFORMER_TOKENIZER = "qformer_tokenizer"
 
 # ours -> theirs -----------------------------------------------------------------------------------------------------
 def hf_class(model: BaseModel) -> str:
-    """Name of the class of transformers that computes what this model does. Raises CheckpointError if none does."""
+    """Name of the class of transformers that computes what this model does.
+
+    Raises:
+        CheckpointError: none does.
+    """
     if not isinstance(model, Blip2Base):
         return LLAVA
     if language_model_of(model) is None:

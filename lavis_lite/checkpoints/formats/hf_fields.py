@@ -46,7 +46,11 @@ _UNUSED = {"dropout", "projection_dim", "use_decoder_only_language_model", "is_e
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with what it leaves out, as in transformers. Raises CheckpointError if a part is no object."""
+    """The content of a config.json with the fields that it leaves out, as transformers' classes fill them in.
+
+    Raises:
+        CheckpointError: a part is no object.
+    """
     classes = _classes(str(config.get("model_type")))
     full = {**_defaults(classes[""]), **config}
     full["text_config"] = part_of(full, "text_config")
@@ -56,7 +60,11 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def part_of(config: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """A sub-configuration of a config.json; an absent one is empty. Raises CheckpointError if it is no object."""
+    """A sub-configuration of a config.json; an absent one is empty.
+
+    Raises:
+        CheckpointError: it is no object.
+    """
     given = config.get(part) or {}
     if not isinstance(given, Mapping):
         raise CheckpointError(f"config.json: {part} must be an object, not {type(given).__name__}.")
@@ -100,7 +108,11 @@ def completed_text(text: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_uncarried(config: Mapping[str, Any]) -> None:
-    """Raise a CheckpointError that names every field of a `completed` config.json that this package's models lack."""
+    """Raise a CheckpointError that names every field which this package's models cannot follow.
+
+    Args:
+        config: what `completed` gave.
+    """
     classes = _classes(str(config["model_type"]))
     errors = [error for part in CARRIED for error in _errors(part, config[part] if part else config, classes[part])]
     if errors:

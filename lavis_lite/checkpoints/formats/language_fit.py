@@ -31,7 +31,11 @@ def _inner(model: object) -> Any:
 
 
 def check_language_model(model: BaseModel, names: Iterable[str], source: str) -> None:
-    """Raise a CheckpointError for a file of LAVIS over another kind of language model, even if its projection fits."""
+    """Refuse a file in LAVIS' layout with a projection to another kind of language model, even if its shape fits.
+
+    Raises:
+        CheckpointError: it is of another kind than the model's.
+    """
     names = list(names)
     found, own = language_prefix(names), language_kind(model)
     if found is not None and own is not None and found != own:

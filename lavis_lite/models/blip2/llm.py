@@ -245,7 +245,11 @@ class Blip2LLM(TextLearner, Blip2Base):
         return self._queries_of(image, self.instruction_tokens(texts), index)
 
     def instruction_tokens(self, texts: list[str] | None) -> TextTokens | None:
-        """B instructions as the Q-Former reads them; None if it reads none. Raises ConfigError if they are missing."""
+        """B instructions as the Q-Former reads them; None if it reads none.
+
+        Raises:
+            ConfigError: it reads them, and they are missing.
+        """
         if not self.qformer.cfg.with_text:
             return None
         if texts is None:

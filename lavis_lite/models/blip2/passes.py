@@ -106,13 +106,21 @@ def packed_itm_pass(qformer: QFormer, query_tokens: Tensor, images: Sequence[Ima
 
 
 def check_pairs(images: int, texts: int) -> None:
-    """Raise a ConfigError unless images and texts make pairs: as many of both, or one of either."""
+    """Check that images and texts make pairs: as many of both, or one of either.
+
+    Raises:
+        ConfigError: other numbers.
+    """
     if images != texts and 1 not in (images, texts):
         raise ConfigError(f"{images} images came with {texts} texts to match: give as many, or one of either.")
 
 
 def paired(image: ImageKV, tokens: TextTokens) -> tuple[ImageKV, TextTokens]:
-    """M images and M texts; one image goes with all texts, one text with all images. Errors as `check_pairs`."""
+    """M images and M texts; one image goes with all texts, one text with all images.
+
+    Raises:
+        ConfigError: see `check_pairs`.
+    """
     images, texts = image.rows, len(tokens.ids)
     check_pairs(images, texts)
     if images < texts:

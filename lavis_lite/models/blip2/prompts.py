@@ -17,7 +17,11 @@ FEW_SHOT = "few_shot_samples"
 
 
 def as_list(text: Any, batch: int, what: str) -> list[str]:
-    """One string per sample, from one string for all or a list. Raises ConfigError if a list has another length."""
+    """One string per sample, from one string for all or a list.
+
+    Raises:
+        ConfigError: a list of another length.
+    """
     if isinstance(text, str):
         return [text] * batch
     if not isinstance(text, Sequence):

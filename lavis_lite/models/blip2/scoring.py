@@ -57,7 +57,11 @@ class Blip2Scorer(Blip2Base):
         return features if count == 1 else features.reshape(len(image), -1, features.shape[-1])
 
     def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """float[B,3,H,W] or [B,3,T,H,W] -> query hidden states float[B,Q,D], normalised features float[B,P,Dv]."""
+        """Image (or video) alone -> query hidden states float[B,Q,D], features float[B,P,Dv] after ln_vision.
+
+        Args:
+            image: float[B,3,H,W], or float[B,3,T,H,W].
+        """
         features = self.ln_vision(self.encode_image(image))
         output = self.qformer(self._queries(features.shape[0]), image=features)
         return output.query, features
@@ -161,7 +165,11 @@ class Blip2Scorer(Blip2Base):
 
     @known_options
     def gradcam(self, samples: SamplesLike) -> list[GradCam]:
-        """Where in each image a text's matching score comes from; as `match` (LAVIS' `compute_gradcam`)."""
+        """Where in each image the matching score of a text comes from (ITM; LAVIS' `compute_gradcam`).
+
+        Args:
+            samples: as `match` takes them.
+        """
         from lavis_lite.models.blip2.looking import cam_of_match
 
         return cam_of_match(self, samples)

@@ -27,7 +27,11 @@ ADAPTER = "default"
 
 
 def add_adapters(language_model: LanguageModel, lora: Lora) -> None:
-    """Put adapters beside the linear layers that `lora` names. Raises ConfigError if the model has no such layer."""
+    """Put adapters beside the linear layers that `lora` names.
+
+    Raises:
+        ConfigError: the model has no such layer.
+    """
     ensure_torchvision()
     from peft import LoraConfig, inject_adapter_in_model
 

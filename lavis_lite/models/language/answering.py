@@ -197,7 +197,11 @@ def no_losses(model: LanguageModel, sequences: Sequence[Segments]) -> Tensor:
 
 # candidate answers ----------------------------------------------------------------------------------------------------
 def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:
-    """One list of candidates per sample. Raises ConfigError for an empty list, or lists that are not one per sample."""
+    """One list of candidates per sample.
+
+    Raises:
+        ConfigError: an empty list, or lists that are not one per sample.
+    """
     if isinstance(candidates, str) or not isinstance(candidates, Sequence) or not candidates:
         raise ConfigError(f"candidates must be a list of answers, not {shown(candidates)}.")
     if not any(isinstance(own, (list, tuple)) for own in candidates):
@@ -265,7 +269,11 @@ def scoring_rows(model: LanguageModel, sequences: Sequence[Segments],
 
 def candidate_rows(model: LanguageModel, prompts: Sequence[str],
                    candidates: Candidates) -> list[list[list[int]]]:
-    """Ids of the candidates of B prompts. Raises ConfigError as `score`, or for a candidate without any token."""
+    """Ids of the candidates of B prompts.
+
+    Raises:
+        ConfigError: see `score`; or a candidate without any token.
+    """
     texts = [model.candidate_texts(prompt, own) for prompt, own in
              zip(prompts, candidate_lists(candidates, len(prompts)), strict=True)]
     different = list(dict.fromkeys(text for own in texts for text in own))
@@ -300,7 +308,11 @@ def _not_finite(pairs: Sequence[tuple[int, int]], row: int) -> str:
 
 def check_samples(soft_prompt: Tensor, width: int, texts: Sequence[Sequence[str]],
                   image_index: ImageIndex | None = None) -> None:
-    """Raise a ConfigError for soft prompts of another shape than float[B,Q,width], and anything but B texts."""
+    """Refuse soft prompts of another shape than float[B,Q,width], and anything but B texts.
+
+    Raises:
+        ConfigError: says what came.
+    """
     if soft_prompt.ndim != 3 or soft_prompt.shape[2] != width:
         raise ConfigError(f"a soft prompt has shape (B, Q, {width}) here, not {tuple(soft_prompt.shape)}.")
     samples = len(soft_prompt) if image_index is None else check_image_index(image_index, len(soft_prompt))

@@ -159,7 +159,11 @@ class LMLoadOptions:
             raise (MissingExtraError if "pip install" in sentence else ConfigError)(f"model.{key}: {sentence}")
 
     def faults(self, has_weights: bool = True) -> Iterator[tuple[str, str]]:
-        """(key, sentence) of everything wrong, missing packages too; `has_weights`: they come from a folder."""
+        """(key of the section, sentence) of everything wrong with them, missing packages included.
+
+        Args:
+            has_weights: whether the model's weights come from a folder.
+        """
         given = {"llm_quantization": self.quantization, "llm_device_map": self.device_map, "lora": self.lora}
         yield from _lacking(key for key, value in given.items() if value is not None)
         if self.device_map is not None and self.device_map != "auto" and not isinstance(self.device_map, dict):

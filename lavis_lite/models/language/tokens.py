@@ -79,7 +79,11 @@ class LanguageTokenizer:
 
     @property
     def loaded(self) -> Any:
-        """The transformers tokenizer with the family's special tokens. Raises ConfigError if it or one is missing."""
+        """The transformers tokenizer, with the family's special tokens.
+
+        Raises:
+            ConfigError: it cannot be loaded, or it lacks a token that is needed.
+        """
         if self._loaded is None:
             tokenizer = _load(self.source) if isinstance(self.source, str) else self.source
             if self.family.special_tokens:
@@ -97,7 +101,11 @@ class LanguageTokenizer:
 
     @property
     def end(self) -> int:
-        """Id that ends an answer. Raises ConfigError if the tokenizer has no such token."""
+        """Id that ends an answer.
+
+        Raises:
+            ConfigError: the tokenizer has no such token.
+        """
         if self.family.end == "newline":
             ids = self.loaded("\n", add_special_tokens=False)["input_ids"]
             if not ids or ids[-1] == self.loaded.unk_token_id:
@@ -110,7 +118,11 @@ class LanguageTokenizer:
         return int(self.loaded.eos_token_id)
 
     def check(self, words: int) -> None:
-        """Raise a ConfigError unless the tokenizer loads, has all needed tokens, and no more tokens than the model."""
+        """Refuse a tokenizer that cannot serve a model of so many words, before anything is done with it.
+
+        Raises:
+            ConfigError: it cannot be loaded, lacks a token that is needed, or has more tokens than the model.
+        """
         start = self.family.prompt_start
         ids = {"end": self.end} | ({} if start is None else {start: self.loaded.convert_tokens_to_ids(start)})
         for name, id_ in ids.items():
@@ -250,7 +262,11 @@ class Room:
         return self.positions - (vectors + prompt if self.joint else 0)
 
     def check_answer(self, answer: int) -> None:
-        """Raise a ConfigError for answers that are longer than the model's positions by themselves."""
+        """Refuse answers that are longer than the model's positions by themselves.
+
+        Raises:
+            ConfigError: as said.
+        """
         if self.positions is not None and answer > self.positions:
             raise ConfigError(f"max_new_tokens is {answer}, and this language model has {self.positions} positions; "
                               "ask for fewer tokens.")

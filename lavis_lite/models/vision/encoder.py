@@ -63,7 +63,11 @@ class Encoder(nn.Module):
     """what stands for None in `input_shape` in a dry run"""
 
     def check_input(self, image: Tensor) -> None:
-        """Raise a DataError for a batch of another shape than the encoder takes."""
+        """Check the shape of a batch.
+
+        Raises:
+            DataError: it has another shape than the encoder takes.
+        """
         sizes = zip(self.input_shape, image.shape[1:], strict=False)
         if image.ndim != len(self.input_shape) + 1 or any(size not in (None, own) for size, own in sizes):
             shape = ", ".join("any" if size is None else str(size) for size in self.input_shape)

@@ -10,7 +10,11 @@ from lavis_lite.models.language.families import Lora
 
 
 def freeze_all_but_last(vit: Any, blocks: int) -> None:
-    """Keep all but the last `blocks` blocks constant and in eval mode. Raises ConfigError if there are not so many."""
+    """Keep everything in front of the last `blocks` blocks constant and in eval mode.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
     from lavis_lite.models.base import freeze
 
     count = len(vit.blocks)

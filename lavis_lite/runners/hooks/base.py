@@ -267,7 +267,11 @@ class Hooks:
         return any(distributed.all_gather_object(bool(self.context.stop_reason)))
 
     def state(self) -> dict[str, Any]:
-        """The state of every hook that has any. Raises ContractError for what a checkpoint could not give back."""
+        """The state of every hook that has any, by name.
+
+        Raises:
+            ContractError: a value that a checkpoint could not give back.
+        """
         states = {hook.name: hook.state() for hook in self.hooks}
         for name, state in states.items():
             if wrong := _not_plain(state, "state()"):

@@ -31,7 +31,11 @@ class EarlyStop(Hook):
         self.since = 0
 
     def on_start(self, run: RunContext) -> None:
-        """Raise a ConfigError for a split that is not validated: the run would never end early."""
+        """Refuse a split that is not validated: the run would never end early.
+
+        Raises:
+            ConfigError: naming the splits there are.
+        """
         splits = run.config.run.valid_splits
         self.split = self.split or (splits[0] if splits else "")
         if self.split not in splits:
@@ -39,7 +43,11 @@ class EarlyStop(Hook):
                               f"{did_you_mean(self.split, splits)}")
 
     def after_evaluation(self, run: RunContext, split: str, scores: Mapping[str, float]) -> None:
-        """Compare with the best score so far. Raises ConfigError if the split has no such score."""
+        """Compare with the best score so far.
+
+        Raises:
+            ConfigError: the split has no such score.
+        """
         if split != self.split or run.step >= run.last_step:
             return
         if self.metric not in scores:
