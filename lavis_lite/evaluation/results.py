@@ -102,11 +102,11 @@ def write_samples(path: Path, split: str, step: int, dataset: str, evaluation: E
 
 
 def sample_row(sample: ReportSample) -> dict[str, Any]:
-    """A sample's entry in the samples file: everything but pictures and candidates."""
+    """A sample's entry in the samples file: everything but candidates, and of a picture its name."""
     row: dict[str, Any] = {"id": sample.id, "scores": {name: finite(value) for name, value in sample.scores.items()}}
     prediction = sample.prediction if sample.prediction or sample.rank is None else None
-    named = {"right": sample.right, "rank": sample.rank, "group": sample.group or None,
-             "context": sample.context or None, "prompt": sample.prompt or None, "prediction": prediction,
+    named = {"picture": sample.picture and sample.picture.name, "right": sample.right, "rank": sample.rank,
+             "group": sample.group or None, "context": sample.context or None, "prompt": sample.prompt or None, "prediction": prediction,
              "references": list(sample.references) or None}
     return row | {key: value for key, value in named.items() if value is not None}
 

@@ -19,7 +19,7 @@ WIDTH = 120
 SAME = "Every sample has the same score in both."
 Cells = Sequence[str]
 STAR = "* the interval does not contain 0; by chance, this happens to one in twenty scores that do not differ"
-FEW = f"scores of fewer than {FEWEST} samples decide nothing: their intervals are too narrow"
+FEW = f"scores of fewer than {FEWEST} pictures decide nothing: their intervals are too narrow"
 HEAD = ("score", "A", "B", "B - A", "95 % interval", "B above A")
 
 
@@ -33,7 +33,7 @@ def text(found: Comparison) -> str:
         lines += _aligned([HEAD, *score_rows(split)], right=(1, 2, 3))
         lines += [split.note] if split.note else []
         lines += [STAR] if any(one.differ for one in split.intervals.values()) else []
-        lines += [FEW] if any(one.samples < FEWEST for one in split.intervals.values()) else []
+        lines += [FEW] if any(one.groups < FEWEST for one in split.intervals.values()) else []
         lines += ["", SAME] if _same(split) else []
         for heading, flips in flip_lists(split):
             lines += ["", f"{heading}: {len(flips)}{_legend(flips)}"]

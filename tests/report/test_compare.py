@@ -61,6 +61,20 @@ def test_a_handful_of_samples_decides_nothing() -> None:
     assert not paired([0.5], [0.7]).differ
 
 
+def test_questions_about_one_picture_are_drawn_together() -> None:
+    """Four copies of each sample tell no more than one."""
+    generator = np.random.default_rng(3)
+    a, b = (list(map(float, generator.random(300) < rate)) for rate in (0.5, 0.6))
+    alone, copies = paired(a, b), paired(a * 4, b * 4)
+    together = paired(a * 4, b * 4, list(range(300)) * 4)
+    assert together.difference.mean == pytest.approx(alone.difference.mean) and together.groups == 300
+    width = alone.difference.high - alone.difference.low
+    assert together.difference.high - together.difference.low == pytest.approx(width, rel=0.05)
+    assert copies.difference.high - copies.difference.low == pytest.approx(width / 2, rel=0.1)
+    uneven = paired([1.0, 1.0, 1.0, 0.0], [0.0] * 4, ["p", "p", "p", "q"])
+    assert (uneven.a.mean, uneven.groups) == (0.75, 2) and (uneven.a.low, uneven.a.high) == (0.0, 1.0)
+
+
 def test_what_changed_what_it_did_and_which_samples_flipped(tmp_path: Path) -> None:
     a = run_folder(tmp_path / "a", [True] * 10 + [False] * 30, step=2)
     run_folder(a, [False] * 40, step=1)
