@@ -96,6 +96,13 @@ PORTED = {
     "a data set that returns None": "test_adapters::test_a_data_set_is_read_with_the_sample_s_own_randomness",
     "`collater`": "test_adapters::test_batches_of_several_data_sets_have_shared_keys",
     "`valid_step`, `after_evaluation`": "test_projects::test_two_ranks_see_what_one_sees",
+    "`load_model`, `load_model_and_preprocess` of `lavis.models`":
+        "test_blip2_models::test_a_script_gets_a_model_with_lavis_parts_and_the_package_s_texts",
+    "what a module of LAVIS imports itself, as `blip2_qformer.BlipOutputFeatures`":
+        "test_blip2_models::test_modules_have_what_lavis_imports_there",
+    "`registry.mapping[\"model_name_mapping\"].pop(name)`":
+        "test_forks::test_a_name_that_is_taken_out_of_the_mapping_is_registered_again",
+    "`build_model` of a task": "test_adapters::test_a_task_may_change_the_model_of_its_run",
     "`build_datasets` of a task": "test_forks::test_a_fork_that_changed_lavis_in_place",
     "a runner's `__init__(cfg, task, model, datasets, job_id)` and `lr_scheduler`":
         "test_projects::test_a_stage_1_with_learned_prompts_and_a_runner_of_its_own",
