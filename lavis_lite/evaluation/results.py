@@ -106,8 +106,8 @@ def sample_row(sample: ReportSample) -> dict[str, Any]:
     row: dict[str, Any] = {"id": sample.id, "scores": {name: finite(value) for name, value in sample.scores.items()}}
     prediction = sample.prediction if sample.prediction or sample.rank is None else None
     named = {"picture": sample.picture and sample.picture.name, "right": sample.right, "rank": sample.rank,
-             "group": sample.group or None, "context": sample.context or None, "prompt": sample.prompt or None, "prediction": prediction,
-             "references": list(sample.references) or None}
+             "group": sample.group or None, "context": sample.context or None, "prompt": sample.prompt or None,
+             "prediction": prediction, "references": list(sample.references) or None}
     return row | {key: value for key, value in named.items() if value is not None}
 
 

@@ -188,17 +188,17 @@ def _gained(flip: Flip) -> bool:
 
 def _intervals(rows: Rows) -> dict[str, Paired]:
     """Intervals by score, in the order of first appearance; for several data sets by `<data set>/<score>`."""
-    values: dict[str, tuple[list[float], list[float], list[tuple[str, Any]]]] = {}
+    values: dict[str, list[tuple[float, float, tuple[str, Any]]]] = {}
     for dataset, pairs in rows.items():
         for a, b in pairs:
+            picture = (dataset, a.get("picture", a["id"]))
             for name, value in a["scores"].items():
                 other = b["scores"].get(name)
                 if value is not None and other is not None:
                     key = f"{dataset}/{name}" if len(rows) > 1 else name
-                    for column, item in zip(values.setdefault(key, ([], [], [])),
-                                            (value, other, (dataset, a.get("picture", a["id"]))), strict=True):
-                        column.append(item)
-    return {name: paired(*columns) for name, columns in values.items()}
+                    values.setdefault(key, []).append((value, other, picture))
+    return {name: paired([a for a, _, _ in found], [b for _, b, _ in found], [picture for _, _, picture in found])
+            for name, found in values.items()}
 
 
 def _config_differences(a: Results, b: Results) -> tuple[dict[str, tuple[Any, Any]], list[str]]:

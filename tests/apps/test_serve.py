@@ -8,10 +8,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -23,6 +23,7 @@ from lavis_lite.apps.models import Models
 from lavis_lite.apps.serve import Refused, Service
 from lavis_lite.cli.main import main
 from lavis_lite.errors import DataError
+from lavis_lite.models.language import answering
 from tests.apps.test_chat_api import body, image, text
 
 NAMES = ["blip2_t5_instruct", "blip2_opt"]
@@ -211,7 +212,6 @@ def test_waiting_has_limits(service: Service, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_client_that_left_stops_the_writing(service: Service) -> None:
-    language = service.models.get("blip2_opt").model.language_model
     written: list[str] = []
 
     async def leave() -> None:
@@ -222,16 +222,20 @@ def test_a_client_that_left_stops_the_writing(service: Service) -> None:
                 break
         await events.aclose()  # type: ignore[attr-defined]
 
-    whole = type(language).generate_stream
+    whole = answering.stream
 
-    def noted(self: Any, sequences: Any, options: Any) -> Iterator[str]:
-        for piece in whole(self, sequences, options):
-            written.append(piece)
-            yield piece
+    def noted(*given: Any) -> Generator[str, None, answering.Answer]:
+        pieces = whole(*given)
+        while True:
+            try:
+                written.append(next(pieces))
+            except StopIteration as end:
+                return cast(answering.Answer, end.value)
+            yield written[-1]
             time.sleep(0.2)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(language), "generate_stream", noted)
+        patch.setattr(answering, "stream", noted)
         asyncio.run(leave())
         assert service.submit(service.request(json.dumps(asked("x", model="blip2_opt")).encode())).result(60)
     assert 1 <= len(written) <= 3
