@@ -271,9 +271,7 @@ def _always_cleaned(text: str) -> str:
     return normalise(text) or single_line(text).lower()
 
 
-__all__ = ["RULES", "AnswerRule", "Id", "Majority", "Rule", "Truth", "accuracies", "answer_score", "gqa_accuracy",
-           "normalise", "normalise_textvqa", "question_scores", "vqa_accuracy"]
-
+# --- a split ----------------------------------------------------------------------------------------------------------
 Id = int | str
 
 
