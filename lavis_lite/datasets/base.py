@@ -51,7 +51,11 @@ class BaseDataset:
 
     def location(self, index: int) -> str:
         """`file:row` that a sample comes from, for messages."""
-        return f"row {index}"
+        return f"row {index}" if type(self).place is BaseDataset.place else self.place(index)
+
+    def place(self, index: int) -> str:
+        """The name of `location` in version 0.2; data sets that define it keep working."""
+        return self.location(index)
 
     def content_hash(self) -> str | None:
         """Hash of the samples' annotations, without the media files; None: not known.

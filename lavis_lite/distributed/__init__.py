@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lavis_lite.errors import DistributedError
-from lavis_lite.lazy import lazy_names
+from lavis_lite.moved import lazy_names
 
 if TYPE_CHECKING:
     from lavis_lite.distributed.process_group import group as group

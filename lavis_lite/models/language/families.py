@@ -184,6 +184,10 @@ class LMLoadOptions:
                 yield "llm_quantization", sentence
 
 
+Setup = LMLoadOptions
+"""its name until version 0.2"""
+
+
 def device_fault() -> str | None:
     """Why the installed bitsandbytes cannot compute here, as a sentence; None where it can."""
     import torch
