@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
+import signal
 import subprocess
 import sys
 import textwrap
@@ -121,3 +123,41 @@ def test_output_that_cannot_be_written_at_the_end_has_its_code_and_message() -> 
     unbuffered = subprocess.run([sys.executable, "-u", "-c", script], stdout=open("/dev/full", "w"),
                                 stderr=subprocess.PIPE, text=True, check=False)
     assert (unbuffered.returncode, unbuffered.stderr) == (exits.USER_ERROR, done.stderr)
+
+
+# --- a signal while an error is handled -------------------------------------------------------------------------------
+def stop() -> None:
+    raise exits.Terminated(signal.SIGTERM)
+
+
+def look_up() -> None:
+    """As pathlib's `__str__` does: the frame raises, and goes on."""
+    try:
+        {}["cached"]
+    except KeyError:
+        stop()
+
+
+def poll() -> None:
+    """As torch's loader does: the library's frame catches what one below it raised."""
+    code = "try:\n    queue.get_nowait()\nexcept Exception:\n    stop()"
+    exec(compile(code, queue.__file__, "exec"), {"queue": queue.Queue(), "stop": stop})
+
+
+def fail() -> None:
+    raise ValueError("the user's")
+
+
+def fail_and_save() -> None:
+    try:
+        fail()
+    finally:
+        look_up()
+
+
+@pytest.mark.parametrize(("interrupted", "cause"), [(look_up, exits.Terminated), (poll, exits.Terminated),
+                                                    (fail_and_save, ValueError)])
+def test_only_an_error_that_ends_the_command_goes_before_a_signal(interrupted: Any, cause: type) -> None:
+    with pytest.raises(exits.Terminated) as caught:
+        interrupted()
+    assert type(exits.cause_of(caught.value)) is cause
