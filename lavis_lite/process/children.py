@@ -36,6 +36,9 @@ _FOLDERS = "ll-"
 """prefix of temporary folders, ll-<process id>-<random>; short, because paths of sockets must be"""
 _LONGEST_ROOT = 60
 """bytes of their parent's path; a socket's whole path has at most 104 bytes on macOS, 108 on Linux"""
+PRELOADED = ("__main__", "torch", "lavis_lite.datasets.loading.policy")
+"""modules that the server of the start method forkserver imports once, so that its workers share them; what it cannot
+import is imported by each worker"""
 _SET_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux' prctl"""
 
@@ -124,7 +127,7 @@ if sys.platform != "win32":
         """Started as a copy of this process."""
 
     class ForkServerWorker(_Worker, context.ForkServerProcess):
-        """Started as a copy of a server process that has imported little."""
+        """Started as a copy of a server process that has imported `PRELOADED` and little else."""
 
     class _ForkContext(context.ForkContext):
         Process = ForkWorker
@@ -140,6 +143,8 @@ def worker_context(method: str | None = None) -> context.BaseContext:
     method = method or multiprocessing.get_start_method()
     if method != "fork" and sys.platform != "win32":
         _start_semaphore_tracker()
+    if method == "forkserver":
+        CONTEXTS[method].set_forkserver_preload(list(PRELOADED))
     return CONTEXTS[method]
 
 

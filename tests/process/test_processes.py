@@ -50,6 +50,26 @@ def test_a_server_of_workers_that_was_killed_is_told_of(error: Exception, monkey
         processes.worker_context("forkserver").Process(target=print).start()  # type: ignore[attr-defined]
 
 
+def test_workers_share_what_their_server_imported(tmp_path: Path) -> None:
+    script = """
+        from lavis_lite.process.children import PRELOADED, worker_context
+        def imported(queue):
+            import sys
+            queue.put([name in sys.modules for name in PRELOADED])
+        if __name__ == "__main__":
+            context = worker_context("forkserver")
+            queue = context.SimpleQueue()
+            worker = context.Process(target=imported, args=(queue,))
+            worker.start()
+            print(queue.get())
+            worker.join()
+    """
+    file = tmp_path / "script.py"
+    file.write_text(textwrap.dedent(script))
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "[True, True, True]\n", done.stderr
+
+
 def ended(script: str, **streams: Any) -> subprocess.CompletedProcess[str]:
     """A process that ran a script, with buffered output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
