@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 # Here and in the processes that tests start, modules are compiled once: else every start would compile them again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in its background like that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.set_threshold(20_000)  # with the usual 700, looking for garbage takes a twentieth of the time
 
@@ -51,7 +55,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays, and need not be searched for garbage again and again."""
-    gc.collect()
     gc.freeze()
 
 
