@@ -97,7 +97,13 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-TREES = {path: parse(path) for path in SOURCES}
+TREES: dict[Path, ast.Module] = {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def trees() -> None:
+    """All sources are parsed when the first test runs, not wherever tests are collected."""
+    TREES.update({path: parse(path) for path in SOURCES})
 
 
 def place(path: Path, node: ast.AST | None = None) -> str:
@@ -110,7 +116,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): path for path in TREES if path.is_relative_to(PACKAGE)}
+MODULES = {module_name(path): path for path in SOURCES if path.is_relative_to(PACKAGE)}
 
 
 def is_type_checking(node: ast.AST) -> bool:

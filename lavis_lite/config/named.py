@@ -168,10 +168,11 @@ def _rows(name: str, path: Path) -> dict[str, Any]:
     base, changes = content.pop("base", None), content.pop("changes", None) or {}
     rows: dict[str, Any] = {}
     if base is not None:
-        if base not in dataset_files():
+        files = dataset_files()
+        if base not in files:
             hint = did_you_mean(str(base), dataset_names())
             raise ConfigError(f"{path}: base: there is no data set {base!r}; {hint}")
-        rows = {kind: over(row, changes) for kind, row in dataset_rows(base).items()}
+        rows = {kind: over(row, changes) for kind, row in _rows(base, files[base]).items()}
     for kind, row in content.items():
         if not isinstance(row, Mapping):
             raise ConfigError(f"{path}: {kind}: must be a section, as every type of a data set is (or `base` with "
@@ -198,10 +199,12 @@ def _rows_of_builder(name: str, wanted: str) -> dict[str, Any] | None:
 
 def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[list[Layer], list[str]]:
     """(the default layer of a data set if it has one, errors of its name or type)."""
-    if name not in dataset_files():
+    files = dataset_files()
+    if name not in files:
         load_plugins()
-    path = None if registry.builder.is_own(name) else dataset_files().get(name)  # a user's class before a row
-    rows = (dataset_rows(name) if path is not None
+        files = dataset_files()
+    path = None if registry.builder.is_own(name) else files.get(name)  # a user's class before a row
+    rows = (_rows(name, path) if path is not None
             else _rows_of_builder(name, str(section.get("type") or "default")))
     if rows is None:
         if section.get("builder") or name in registry.builder:
