@@ -31,7 +31,7 @@ def _gradients(layer: nn.Linear, rows: Tensor, slope: Tensor) -> list[Tensor]:
     return [out, *torch.autograd.grad(out, [rows, layer.weight, layer.bias], slope)]
 
 
-@pytest.mark.parametrize("shape", [(60,), (3, 20)])
+@pytest.mark.parametrize("shape", [(60,), (5, 33)])
 def test_results_and_gradients_are_those_of_torch(both: tuple[nn.Linear, nn.Linear], shape: tuple[int, ...]) -> None:
     rows, slope = torch.randn(*shape, 256), torch.randn(*shape, 320)
     for expected, found in zip(*(_gradients(layer, rows, slope) for layer in both), strict=True):
@@ -75,6 +75,13 @@ def test_large_products_go_through_onednn_and_others_do_not(monkeypatch: pytest.
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(torch.randn(60, 256), weight).dtype == torch.bfloat16
     assert made == [60]
+
+
+def test_few_numbers_of_rows_occur() -> None:
+    counts = {count: len(products._rounded(torch.empty(count, 1))) for count in range(1, 3000)}
+    assert all(count <= found <= 1.032 * count for count, found in counts.items())
+    assert all(found == count for count, found in counts.items() if count < 64 or count in (256, 1056))
+    assert len(set(counts.values())) < 300
 
 
 def test_changed_weights_count_at_once(both: tuple[nn.Linear, nn.Linear]) -> None:

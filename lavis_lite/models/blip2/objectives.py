@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_lite.models.base import at_least_float32, autocast_type, without_autocast
-from lavis_lite.products import linear
+from lavis_lite.products import linear, outer
 
 LABEL_SMOOTHING = 0.1
 IGNORE = -100
@@ -194,7 +194,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _add_gradients(grads: list[Tensor], d_logits: Tensor, hidden: Tensor, weight: Tensor) -> list[Tensor]:
     """Gradients of hidden (rows so far), weight and bias with those of one more chunk."""
     d_bias, d_logits = d_logits.sum(0), d_logits.to(weight.dtype)
-    d_hidden, d_weight = linear(d_logits, weight.T), linear(d_logits.T, hidden.T).to(d_bias.dtype)
+    d_hidden, d_weight = linear(d_logits, weight.T), outer(d_logits, hidden).to(d_bias.dtype)
     if not grads:
         return [d_hidden, d_weight, d_bias]
     return [torch.cat([grads[0], d_hidden]), grads[1].add_(d_weight), grads[2].add_(d_bias)]
