@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "conversation": set(),
     "torchvision_shim": set(),
     "redaction": set(),
+    "products": set(),
     "errors": {"redaction"},
     "finite": {"errors"},
     "registry_base": {"errors"},
@@ -45,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"errors", "finite"},
     "mini_world": {"errors", "process", "io"},
     "processors": BASE | {"config"},
-    "models": BASE | {"config", "distributed", "processors", "torchvision_shim"},  # no io: models read no files
+    "models": BASE | {"config", "distributed", "processors", "products", "torchvision_shim"},  # no io: no files
     "datasets": SETTINGS | {"processors", "mini_world"},  # a row's `prepare:` names a generator
     "checkpoints": SETTINGS | {"models", "processors", "torchvision_shim"},
     "tracking": SETTINGS,
@@ -61,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "costs": RUN | {"runners"},
     "lab": SETTINGS | {"checkpoints", "datasets", "engine", "preflight", "report", "runs"},  # it runs recipes
     "dry_run": RUN | {"costs", "engine", "runners"},
-    "bench": RUN | {"costs", "runners", "mini_world", "zoo"},
+    "bench": RUN | {"costs", "runners", "mini_world", "products", "zoo"},
     "apps": SETTINGS | {"datasets", "models", "processors", "report", "runs", "zoo"},
     "cli": RUN | {"evaluation", "runners", "runs", "zoo", "capfilt", "engine", "dry_run", "preflight", "bench", "lab",
                   "apps"},
