@@ -169,6 +169,8 @@ def test_faults_of_candidates() -> None:
     task.before_evaluation(Split(), "val")
     with pytest.raises(DataError, match="question_id 11 has no candidates"):
         task.predict(Scorer({}), {**Split().batch(), "candidates": [["a"], [], ["b"]]})
+    with pytest.raises(DataError, match="question_id 11 has an empty candidate"):
+        task.predict(Scorer({}), {**Split().batch(), "candidates": [["a"], ["c", ""], ["b"]]})
     with pytest.raises(DataError, match="cannot evaluate SimpleNamespace, which lacks the protocol Choices .no "):
         make("ranking").before_evaluation(SimpleNamespace(), "val")
     with pytest.raises(ConfigError, match="cannot evaluate Linear, which has no score_candidates"):
