@@ -181,9 +181,8 @@ def _merge(section: ModelConfig, path: Path, source: str) -> _Parts:
 
 
 def _started(section: ModelConfig, path: Path) -> ModelConfig:
-    """A section for a model that starts from a checkpoint and from nothing else."""
-    changes = {"load_pretrained": True, "pretrained": str(path), "load_finetuned": False}
-    return section.replaced(**changes)
+    """A section for a model that starts from a checkpoint, after `pretrained_stage1` if it names one."""
+    return section.replaced(load_pretrained=True, pretrained=str(path), load_finetuned=False)
 
 
 def _check(to: str, dtype: str | None, out: str | Path) -> None:

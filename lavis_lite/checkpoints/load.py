@@ -27,7 +27,7 @@ from lavis_lite.checkpoints.manifest import CONFIG, WEIGHTS, json_object, safete
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra, take_off_wrappers
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.config.named import model_types, type_content
-from lavis_lite.errors import CheckpointError
+from lavis_lite.errors import CheckpointError, listed
 from lavis_lite.finite import check_weights
 from lavis_lite.models.base import BaseModel, frozen_roots
 from lavis_lite.models.vision.encoder import VisionEncoder
@@ -233,8 +233,7 @@ def _notes(content: Content, taken: list[str]) -> list[str]:
                     if tensor.is_floating_point() and tensor.dtype.itemsize < 4})
     notes += [f"stored in {' and '.join(kinds)}"] if kinds else []
     if content.foreign:
-        notes.append(f"objects that were not read: {', '.join(content.foreign[:3])}"
-                     + (f" and {len(content.foreign) - 3} more" if len(content.foreign) > 3 else ""))
+        notes.append(f"objects that were not read: {listed(content.foreign, 3)}")
     return [*content.notes, *notes]
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavis_lite.config.sections import settings_of_others
-from lavis_lite.errors import ConfigError, did_you_mean, shown
+from lavis_lite.errors import ConfigError, did_you_mean, listed, shown
 
 DEEPEST = 40
 """sections within sections"""
@@ -141,8 +141,8 @@ def _require_file(path: Path, wanted_by: str) -> None:
     """Raise a ConfigError with a hint if a path is a folder or missing."""
     if path.is_dir():
         inside = sorted(other.name for other in path.glob("*.yaml"))
-        named = ", ".join(inside[:5]) + (f", ... ({len(inside)} in all)" if len(inside) > 5 else "")
-        raise ConfigError(f"{path} is a folder{wanted_by}; give a YAML file{f' in it: {named}' if inside else ''}.")
+        named = f" in it: {listed(inside)}" if inside else ""
+        raise ConfigError(f"{path} is a folder{wanted_by}; give a YAML file{named}.")
     if not path.is_file():
         siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         hint = f" In {path.parent}: {did_you_mean(path.name, siblings)}" if siblings else ""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lavis_lite.errors import CheckpointError
+from lavis_lite.errors import CheckpointError, counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +98,7 @@ class WeightRecord:
             text += f" ({', '.join(sorted({part_of(name) for name in self.untrained}))} from a random start)"
         if not steps_here:
             return text
-        return f"{text}, {'then ' if starts else ''}{steps_here} step{'s' if steps_here != 1 else ''} here"
+        return f"{text}, {'then ' if starts else ''}{counted(steps_here, 'step')} here"
 
     @property
     def step(self) -> int:

@@ -180,7 +180,7 @@ def load_model_and_preprocess(name: str, model_type: str, is_eval: bool = False,
         return zoo.load_model_and_preprocess(name, model_type, is_eval, device, checkpoint=checkpoint, **options)
     section, preprocess = model_sections(name, model_type)
     if checkpoint is not None:
-        section = section.replaced(load_pretrained=True, pretrained=str(checkpoint), load_finetuned=False)
+        section = section.replaced(**section.starting_from(checkpoint))
     fetch_all(required_weights(section), f"{name}/{model_type}")
     model = cls.from_config(dataclasses.asdict(section))
     model.weight_record = record_of(model)

@@ -20,6 +20,7 @@ from lavis_lite.datasets.annotations.chats import is_conversation
 from lavis_lite.datasets.annotations.rows import RowErrors
 from lavis_lite.datasets.annotations.text_files import DECODER, codec_of, json_error
 from lavis_lite.datasets.media.images import SUFFIXES
+from lavis_lite.errors import listed
 
 PICTURES = {suffix[1:] for suffix in SUFFIXES}
 ARRAYS = {"npy", "safetensors"}
@@ -129,7 +130,7 @@ class Sample:
             return f"has no text (.json or .txt){self._hint()}"
         if twice is not None:
             kind = "images" if twice is items else "texts of one ending"
-            return f"has {len(twice)} {kind}: {', '.join(member.name for member in twice[:3])}"
+            return f"has {len(twice)} {kind}: {listed([member.name for member in twice], 3)}"
         large = next((one for found in self.texts.values() for one in found if one.size > MOST_TEXT), None)
         if large is not None:
             return f"has a text of {large.size:,} bytes, {large.name}; at most {MOST_TEXT:,} are read"
