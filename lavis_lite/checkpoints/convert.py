@@ -167,7 +167,7 @@ def _merge(section: ModelConfig, path: Path, source: str) -> _Parts:
     if getattr(section, "llm_quantization", None) is not None:
         raise CheckpointError(f"{source}: its adapters were trained over {section['llm_quantization']} weights; added "
                               "to the weights before quantisation they would not compute the same. `--to lite` keeps "
-                              "them apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
+                              "them apart; to merge them anyway, set llm_quantization: null in its config.yaml.")
     precision = {"llm_precision": "fp32"} if "llm_precision" in section else {}
     full = _started(_unplaced(section), path).replaced(**precision)
     model = weights.build_model(full)

@@ -248,7 +248,7 @@ def written_by_transformers(model: BaseModel) -> BaseModel:
 
 
 def _check_plain(model: BaseModel, owner: str) -> None:
-    """A language model with adapters has names of its own, and quantised weights are no numbers to others."""
+    """A language model with adapters has names of its own, and quantised weights are not numbers to others."""
     options = getattr(getattr(model, "language_model", None), "load_options", None)
     for key, attribute in (("lora", "lora"), ("llm_quantization", "quantization")):
         if getattr(options, attribute, None) is not None:
@@ -313,7 +313,7 @@ def _written(path: Path) -> Iterator[Path]:
 
 def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     save_file(dict(tensors), path, {"format": "pt", **metadata})
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    path.chmod(0o644)  # safetensors writes for the owner only
 
 
 def _write_shards(tensors: Mapping[str, Tensor], folder: Path, shard_size: int | str) -> None:

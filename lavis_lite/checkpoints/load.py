@@ -92,7 +92,7 @@ def load_checkpoint(model: BaseModel, source: str | Path, *, allowed_missing: It
         source: a run's checkpoint folder, a .safetensors file, a LAVIS .pth, or a folder from the Hugging Face hub.
         allowed_missing: names (regular expressions) of the model that the file may lack: parts that start afresh.
         allowed_unexpected: names (regular expressions, ours) that the model may lack: parts that it dropped.
-        only: load these names of the model alone; the file may lack the others. None: all.
+        only: load these names of the model only; the file may lack the others. None: all.
         allow_non_finite: load tensors that hold NaN or infinity too.
 
     Raises:

@@ -141,7 +141,7 @@ def describe_shapes(shapes: Shapes) -> str:
 
 
 def describe_kinds(kinds: Sequence[tuple[str, str]]) -> str:
-    """A sentence on tensors that are no plain real numbers: (name, dtype, layout or what else is wrong)."""
+    """A sentence on tensors that are not plain real numbers: (name, dtype, layout or what else is wrong)."""
     lines = [f"{name} ({kind})" for name, kind in kinds]
     first = kinds[0][1]
     if "meta" in first:

@@ -1,7 +1,7 @@
 """Reading the layers a configuration is made of: YAML files, their `base:` chains and command-line overrides.
 
 What a YAML file or an option gives is plain values, or a clear error: null, true and false, numbers of 64 bits, text,
-lists, and sections with text as keys. So everything behind `plain` meets no dates, bytes, paths or sets from typed YAML
+lists, and sections with text as keys. So everything after `plain` meets no dates, bytes, paths or sets from typed YAML
 tags, no text that no file name, terminal or file can hold, no interpolation that cannot be parsed, no endless nesting.
 """
 
@@ -76,7 +76,7 @@ def _text_problem(text: str) -> str:
     if "\0" in text:
         return "has a null character"
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        return "has half of a surrogate pair, or a byte that is no text in this locale (PYTHONUTF8=1 reads UTF-8)"
+        return "has half of a surrogate pair, or a byte that is not text in this locale (PYTHONUTF8=1 reads UTF-8)"
     return ""
 
 

@@ -23,7 +23,7 @@ def read_predictions(path: str | Path) -> dict[Id, str]:
     """A results file, a JSON list (or, as .jsonl, lines) of rows with an id and a text -> id -> text.
 
     Raises:
-        DataError: the file is missing or is no such list, a row lacks its id or its text, or an id occurs twice.
+        DataError: the file is missing or is not such a list, a row lacks its id or its text, or an id occurs twice.
     """
     rows = _json_lines(Path(path)) if Path(path).suffix == ".jsonl" else _json(Path(path))
     if not isinstance(rows, list):
@@ -54,7 +54,7 @@ def read_references(path: str | Path) -> tuple[dict[Id, list[str]], dict[Id, str
     """An official COCO captions file -> (image id -> captions, image id -> NoCaps' domain where the images have one).
 
     Raises:
-        DataError: the file is missing, or is no such file.
+        DataError: the file is missing, or is not such a file.
     """
     value = _json(Path(path))
     notes = value.get("annotations") if isinstance(value, dict) else None
@@ -83,7 +83,7 @@ def read_truths(path: str | Path, split: str | None = None) -> dict[Id, Truth]:
         split: only questions with this value of `split`; None: all.
 
     Raises:
-        DataError: the file is missing, or is no such file; a question is there twice.
+        DataError: the file is missing, or is not such a file; a question is there twice.
     """
     notes = _notes(_json(Path(path)))
     if notes is None:

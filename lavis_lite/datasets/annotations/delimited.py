@@ -42,7 +42,7 @@ _MEDIA_FILE = re.compile(r".+\.(jpe?g|png|webp|gif|bmp|tiff?|mp4|avi|mkv|webm|mo
 def table_rows(path: Path, content: str, form: FileFormat) -> Iterator[NumberedRow]:
     """(the row's first line, {column: cell}) of every row; a row that does not fit the header is a BadRow.
 
-    Empty lines are no rows. Excel's first line `sep=;` names the delimiter.
+    Empty lines are not rows. Excel's first line `sep=;` names the delimiter.
 
     Raises:
         DataError: no usable header, unpaired quotation marks, or an ambiguous delimiter.

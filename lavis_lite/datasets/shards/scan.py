@@ -51,7 +51,7 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
     Args:
         folder: of the tars.
         keep: further fields of the samples' JSON for the rows, besides the caption.
-        skip_bad: leave out samples without an image or a text, and everything behind damage.
+        skip_bad: leave out samples without an image or a text, and everything after damage.
         workers: processes that read.
         log: receives lines of progress, and on members that are not read.
         dots: at which dot of a member's name the sample's key ends, see `members.read_contents`.
@@ -188,7 +188,7 @@ def _report_unused(folder: Path, facts: Sequence[dict[str, str]], log: Log) -> N
     deeper = sorted(folder.glob("*/*.tar"))
     if deeper:
         first = deeper[0].relative_to(folder)
-        log(f"not read: tars in folders below ({len(deeper)}, such as {first}); index each folder for itself")
+        log(f"not read: tars in folders below ({len(deeper)}, such as {first}); index each folder separately")
 
 
 def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, log: Log) -> None:

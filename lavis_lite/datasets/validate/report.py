@@ -71,8 +71,8 @@ class SplitReport:
         texts: kind of text -> their number. tokens: kind -> tokens of a text, the two special ones included.
         over: kind of text -> texts with more tokens than the Q-Former reads.
         sizes: width, height, aspect (width / height), and frames for videos, of those that were opened.
-        repeated: rows with the image and text of an earlier row, which is no error.
-        learned: images of an evaluation split that a training split has too, which is no error.
+        repeated: rows with the image and text of an earlier row, which is not an error.
+        learned: images of an evaluation split that a training split has too, which is not an error.
         cut: texts that the text processor shortens. cells: texts that are only how a program writes an empty cell.
         left_out: rows that lack what the section requires.
     """
