@@ -39,7 +39,7 @@ def initialise_from_bert(qformer: QFormer, source: str, allow_non_finite: bool =
         Names of parameters that stay random (cross-attention).
 
     Raises:
-        CheckpointError: the weights cannot be fetched, lack a tensor, or have other shapes.
+        CheckpointError: the weights cannot be had, lack a tensor, or have other shapes.
     """
     weights = bert_state(source)
     own = {bert_name(name) or name: parameter for name, parameter in qformer.named_parameters()}
@@ -72,7 +72,7 @@ def bert_state(source: str) -> dict[str, Tensor]:
     """The tensors that a source has: transformers draws those that it lacks at random.
 
     Raises:
-        CheckpointError: it cannot be fetched.
+        CheckpointError: it cannot be had.
     """
     ensure_torchvision()  # transformers may import it
     from transformers import BertForMaskedLM

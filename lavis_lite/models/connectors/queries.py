@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
 
 def all_seen(mask: Tensor | None, queries: Tensor, first: bool) -> Tensor | None:
-    """A mask bool[B,P] of features with the queries before (`first`) or after them: bool[B,P+Q]."""
+    """A mask bool[B,P] of features with the queries before (`first`) or behind them: bool[B,P+Q]."""
     if mask is None:
         return None
     own = mask.new_ones(queries.shape[:2])
@@ -91,7 +91,7 @@ class WithQueries(Connector):
         return self.projected(queries)
 
     def projected(self, queries: Tensor) -> Tensor:
-        """Queries after the last layer, float[B,Q,Dv] -> float[B,n,D]."""
+        """Queries behind the last layer, float[B,Q,Dv] -> float[B,n,D]."""
         raise NotImplementedError(f"{type(self).__name__} must define projected")
 
 
