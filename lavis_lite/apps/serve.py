@@ -155,7 +155,7 @@ def _event(value: Any) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """What a client may read of an error; what is no user's mistake goes to the log instead."""
+    """What a client may read of an error; what is not a user's mistake goes to the log instead."""
     if isinstance(error, (LavisLiteError, Refused)):
         return str(error)
     _log.error("a request failed", exc_info=error)
@@ -248,7 +248,7 @@ def bound(host: str, port: int) -> socket.socket:
     """A socket that listens at the address, before any model is loaded; clients are answered once `run` serves it.
 
     Raises:
-        ConfigError: the address cannot be had.
+        ConfigError: the address cannot be used.
     """
     found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

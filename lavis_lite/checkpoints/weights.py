@@ -239,7 +239,7 @@ def checkpoints_of(model: ModelConfig) -> list[tuple[str, str]]:
 
 
 def fetch_all(needs: Sequence[WeightFile], what: str) -> dict[str, Path]:
-    """Key -> local path of every need. Nothing is downloaded while something cannot be had at all.
+    """Key -> local path of every need. Nothing is downloaded while something cannot be fetched at all.
 
     Args:
         needs: of a model section.

@@ -7,6 +7,7 @@ a dataclass derived from one of these, as its attribute `config_class`. LAVIS' n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lavis_lite.config.sections import (
@@ -56,6 +57,11 @@ class ModelConfig(Section):
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
         """Errors beyond keys and types, each as (key of this section, sentence); called before anything is built."""
         return []
+
+    def starting_from(self, checkpoint: str | Path) -> dict[str, Any]:
+        """Keys and values with which the model starts from one checkpoint, and from no other."""
+        return {"load_pretrained": True, "pretrained": str(checkpoint), "load_finetuned": False,
+                "pretrained_stage1": None}
 
 
 @dataclass

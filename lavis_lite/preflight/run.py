@@ -60,8 +60,8 @@ def _check_packages(run: RunConfig, report: Report) -> None:
 
 def _check_compile(run: RunConfig, report: Report) -> None:
     if run.fsdp != "none":
-        report("run.compile", f"{run.compile} does not go with run.fsdp={run.fsdp}: shared blocks gather their weights "
-               "outside of what is compiled. Set one of the two to none.")
+        report("run.compile", f"{run.compile} cannot be combined with run.fsdp={run.fsdp}: sharded blocks gather their "
+               "weights outside of what is compiled. Set one of the two to none.")
     elif not run.evaluate and (reason := why_not(run.device)):
         report("run.compile", reason)
 
@@ -138,7 +138,7 @@ def _check_dataset(name: str, section: DatasetConfig, config: Config, report: Re
 
 
 def _check_streams(name: str, section: DatasetConfig, config: Config, report: Report) -> None:
-    """The encoder knows the features of a stream by their place alone."""
+    """The encoder knows the features of a stream only by their position."""
     wanted = (config.model.get("vit_args") or {}).get("streams")
     given = {key: stream.tokens for key, stream in (getattr(section, "arrays", None) or {}).items()}
     if isinstance(wanted, Mapping) and given and (list(wanted) != list(given) or any(

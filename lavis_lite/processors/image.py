@@ -191,7 +191,7 @@ def checked_scale(smallest: float, largest: float) -> tuple[float, float]:
     """The shares of the area that a crop may cover.
 
     Raises:
-        ConfigError: they are no shares, or out of order.
+        ConfigError: they are not shares, or out of order.
     """
     if not 0 < smallest <= largest <= 1:
         raise ConfigError(f"crops need 0 < min_scale <= max_scale <= 1; they are {smallest} and {largest}.")

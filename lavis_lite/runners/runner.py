@@ -119,7 +119,7 @@ class Runner:
 
     # --- what the engine calls ------------------------------------------------------------------------------------
     def execute(self) -> dict[str, Scores]:
-        """What the `run:` section asks for: `evaluate` alone, or `train`."""
+        """What the `run:` section asks for: only `evaluate`, or `train`."""
         return self.evaluate() if self.run.evaluate else self.train()
 
     def train(self) -> dict[str, Scores]:

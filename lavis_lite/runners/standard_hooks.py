@@ -109,7 +109,7 @@ def all_cut_texts(model: BaseModel) -> dict[str, CutTexts]:
 
 
 def training_record(run: RunContext, lr: float) -> Record:
-    """A log line: means since the last one, which begin anew. Collective.
+    """A log line: means since the last one, which start over. Collective.
 
     Args:
         run: the training.

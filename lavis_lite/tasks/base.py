@@ -80,9 +80,9 @@ class BaseTask(Generic[M, D]):
 
     config_class: ClassVar[type[RunConfig]] = RunConfig
     needs_model: ClassVar[type | None] = None
-    """protocol of `lavis_lite.models.protocols` (or of yours) that an evaluated model must have; None: any model"""
+    """protocol of `lavis_lite.models.protocols` (or your own) that an evaluated model must have; None: any model"""
     needs_data: ClassVar[type | None] = None
-    """protocol of `lavis_lite.datasets.protocols` (or of yours) that a data set must have; None: any data set"""
+    """protocol of `lavis_lite.datasets.protocols` (or your own) that a data set must have; None: any data set"""
     model_methods: ClassVar[tuple[str, ...]] = ()
     """methods that a model must have besides, by name"""
     gathers_rows: ClassVar[bool] = False
@@ -100,7 +100,7 @@ class BaseTask(Generic[M, D]):
 
     @classmethod
     def from_config(cls, config: Config) -> BaseTask[Any, Any]:
-        """The task of a run; by default made of its `run:` section alone."""
+        """The task of a run; by default made only of its `run:` section."""
         return cls(config.run)
 
     def prepared(self, model: BaseModel) -> BaseModel:
@@ -222,7 +222,7 @@ class BaseTask(Generic[M, D]):
     def report(self, rows: list[Row], dataset: D, split: str) -> Sequence[ReportSample] | None:
         """The samples of the report page; None: no page.
 
-        Called after `score` with the same rows, on rank 0 alone: no collectives here.
+        Called after `score` with the same rows, only on rank 0: no collectives here.
         """
         return None
 
@@ -230,7 +230,7 @@ class BaseTask(Generic[M, D]):
                     samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
         """What `report` returned, with pictures of where the model looks if the run asks for them.
 
-        Called on rank 0 alone, with the rows of `report`; the samples themselves by default.
+        Called only on rank 0, with the rows of `report`; the samples themselves by default.
         """
         return samples
 

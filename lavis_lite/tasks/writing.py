@@ -130,7 +130,7 @@ def by_dataset(scores: Mapping[str, float]) -> str:
 
 def caption_scores(captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]], names: Sequence[str],
                    domains: Mapping[Any, str] | None = None) -> CaptionReport:
-    """`caption_report` by rank 0 alone: one Java program, not one per rank. Raises DataError on all ranks."""
+    """`caption_report` only by rank 0: one Java program, not one per rank. Raises DataError on all ranks."""
     from lavis_lite.metrics.caption_report import caption_report  # its tokenizer takes a while to import
 
     found: CaptionReport | None = None

@@ -180,7 +180,7 @@ def load_model_and_preprocess(name: str, model_type: str, is_eval: bool = False,
         return zoo.load_model_and_preprocess(name, model_type, is_eval, device, checkpoint=checkpoint, **options)
     section, preprocess = model_sections(name, model_type)
     if checkpoint is not None:
-        section = section.replaced(load_pretrained=True, pretrained=str(checkpoint), load_finetuned=False)
+        section = section.replaced(**section.starting_from(checkpoint))
     fetch_all(required_weights(section), f"{name}/{model_type}")
     model = cls.from_config(dataclasses.asdict(section))
     model.weight_record = record_of(model)
@@ -268,7 +268,7 @@ def local_path(url_or_filename: str) -> Path:
     """A checkpoint on this machine, fetched if its name is a URL.
 
     Raises:
-        DataError: it is not here and cannot be had.
+        DataError: it is neither here nor downloadable.
     """
     return WeightFile("pretrained", str(url_or_filename)).fetch()
 
@@ -337,7 +337,7 @@ def holds(path: Path, module: nn.Module) -> bool:
         if file.suffix != ".safetensors":
             return True
         with safe_open(file, "pt") as content:
-            for name in content.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+            for name in content.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
                 own: Any = state.get(name)
                 if own is None or own.is_meta or compared == COMPARED or _shape(content, name) != tuple(own.shape):
                     continue

@@ -93,7 +93,7 @@ class ConcatDataset(TorchConcat[Any]):
 
 
 WRITTEN = "written"
-"""key of a sample that is no dictionary, on its way to the data set's own collater"""
+"""key of a sample that is not a dictionary, on its way to the data set's own collater"""
 
 
 def collate_written(collater: Any, samples: Sequence[dict[str, Any]]) -> Any:

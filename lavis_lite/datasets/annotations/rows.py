@@ -219,7 +219,7 @@ def _cached(path: Path | None, made_of: str) -> RowTable | None:
             return None
         held.check_all()  # now: it can be made again here, and not once a run has begun
     except (DataError, KeyError, ValueError) as error:
-        warnings.warn(f"{path} cannot be used and is written anew: {error}", stacklevel=3)
+        warnings.warn(f"{path} cannot be used and is rewritten: {error}", stacklevel=3)
         return None
     return held
 
@@ -241,7 +241,7 @@ class RowErrors:
     """Faulty rows: the first `most` as messages, the others counted.
 
     Attributes:
-        left_out: rows that are not used because the section says so, which is no error.
+        left_out: rows that are not used because the section says so, which is not an error.
     """
 
     def __init__(self, most: int = MOST_ERRORS) -> None:

@@ -171,7 +171,7 @@ class MappedTable(RowTable):
     """
 
     def __init__(self, path: Path, files: Sequence[Path | str] | None = None, first: int = 0, end: int | None = None,
-                 sha256: str | None = None, remedy: str = "Remove it: the next start writes it anew.") -> None:
+                 sha256: str | None = None, remedy: str = "Remove it: the next start rewrites it.") -> None:
         self._made_of = (path, files, first, end, sha256, remedy)
         mapped = Mapped(path, remedy)
         self.facts = mapped.facts

@@ -126,7 +126,7 @@ def _manifest(root: Path) -> dict[str, Any]:
         raise DataError(f"{error.filename}: there is no such file, so the features are not complete. Write what is "
                         f"missing with: {COMMAND}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be used as a manifest of features ({error}). Write it anew with: "
+        raise DataError(f"{path}: cannot be used as a manifest of features ({error}). Rewrite it with: "
                         f"{COMMAND}") from error
     if short:
         raise DataError(f"{root / short[0]}: its size is not what {MANIFEST} says; remove it and run {COMMAND} again.")

@@ -1,7 +1,7 @@
 """Parquet and Arrow files: rows in order, and pictures within them by row, without reading the rest.
 
 A picture in a cell is bytes, or Hugging Face's `{bytes, path}`. In the row it becomes a name, `cell:file:row:column:`,
-with a number behind it in a list of pictures. `Cells.read` gives its bytes.
+with a number after it in a list of pictures. `Cells.read` gives its bytes.
 
 Arrow files are mapped. A Parquet file with pictures is copied to the cache once in Arrow's layout, because single rows
 of a Parquet file cannot be read.

@@ -275,7 +275,7 @@ class ImageFolder:
             raise BadSample(f"{name[:40]}...", f"is not in base64 ({error})") from error
 
     def source(self, name: str) -> tuple[Path | bytes, str]:
-        """(path of a file, or the content of a picture that is no file; its name in messages); errors as `path`."""
+        """(path of a file, or the content of a picture that is not a file; its name in messages); errors as `path`."""
         content = self.embedded(name)
         return (self.path(name), name) if content is None else (content, name[:40])
 

@@ -64,7 +64,7 @@ class ImageBatch:
         return self.image.shape[2] if self.image.ndim == 5 else 1
 
     def repeated(self) -> Tensor:
-        """The image of every sample: float[B,3,H,W], likewise videos and features."""
+        """The image of every sample: float[B,3,H,W]; videos and features too."""
         return self.image if self.index is None else self.image[self.index]
 
 

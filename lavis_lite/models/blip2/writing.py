@@ -87,7 +87,7 @@ class TextWriter(BaseModel):
                     self.template if template is None else template, options, system)
 
     def written_after(self, vectors: Tensor, prompt: str, text: str) -> list[Segment]:
-        """A picture's vectors float[V,D], a prompt, and a text that is learned behind them, as one sequence."""
+        """A picture's vectors float[V,D], a prompt, and a text that is learned after them, as one sequence."""
         return [Vectors(vectors), *([Text(prompt)] if prompt else []), Text(text, learned=True)]
 
     def attention(self, samples: SamplesLike) -> list[Attention]:
@@ -98,7 +98,7 @@ class TextWriter(BaseModel):
                 writes.
 
         Raises:
-            ConfigError: the encoder's features are no square grid of patches.
+            ConfigError: the encoder's features are not a square grid of patches.
             DataError: a video.
         """
         from lavis_lite.models.blip2.looking import of_text

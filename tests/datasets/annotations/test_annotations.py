@@ -141,8 +141,9 @@ def test_numbers_that_are_names(given, held):
     assert identifier(given) == held
 
 
-@pytest.mark.parametrize(("given", "words"), [(1.5, "is no whole number"), (float(2**53), "last digits may be lost"),
-                                              ("1.23457E+14", "a spreadsheet has made of"), (float("nan"), "no whole")])
+@pytest.mark.parametrize(("given", "words"), [
+    (1.5, "is not a whole number"), (float(2**53), "last digits may be lost"),
+    ("1.23457E+14", "a spreadsheet has made of"), (float("nan"), "not a whole")])
 def test_numbers_that_have_lost_digits(given, words):
     with pytest.raises(ValueError, match=words):
         identifier(given)
@@ -242,7 +243,7 @@ def test_large_tables_are_mapped_from_the_second_time_on(tmp_path, monkeypatch):
     path.write_text(json.dumps([*ROWS, ROWS[0]]))
     assert len(opened()) == 3 and len(opened()) == 3 and len(calls) == 3  # the file has changed
     held.write_bytes(held.read_bytes()[:-4])
-    with pytest.warns(UserWarning, match="cannot be used and is written anew"):
+    with pytest.warns(UserWarning, match="cannot be used and is rewritten"):
         assert len(opened()) == 3
     assert len(opened()) == 3 and len(calls) == 4
 
