@@ -60,7 +60,7 @@ def count(turn: Callable[[], object], device: torch.device) -> Counts:
 
 
 class HostReads(TorchFunctionMode):
-    """Counts calls of READS on tensors of a device; `number` has the sum."""
+    """Counts calls of READS on tensors of a device, and rows that a mask chooses there; `number` has the sum."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -68,9 +68,15 @@ class HostReads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, then call."""
-        if func in READS and args[0].device.type == self.device_type:
+        if (func in READS or _chooses_by_mask(func, args)) and args[0].device.type == self.device_type:
             self.number += 1
         return func(*args, **(kwargs or {}))
+
+
+def _chooses_by_mask(func: Any, args: Any) -> bool:
+    """Whether it is `tensor[mask]`: how many rows a mask chooses is known after it was computed."""
+    return func is Tensor.__getitem__ and any(isinstance(leaf, Tensor) and leaf.dtype is torch.bool
+                                              for leaf in tree_leaves(args[1]))
 
 
 class Operations(TorchDispatchMode):

@@ -26,8 +26,6 @@ class LMFamily:
 
     Attributes:
         end: what ends an answer: the tokenizer's eos, or a line break.
-        training_side: where a batch is padded in training, for a decoder-only model: behind the text causal attention
-            never looks. Prompts of an answer are padded in front, so that the new token follows the text directly.
         precision: of the frozen weights on a GPU ("auto" in a YAML).
         learns_bos: where there is no prompt, the begin token is itself a target (LAVIS' OPT).
         candidate_end: whether the end counts in the likelihood of a candidate answer.
@@ -41,7 +39,6 @@ class LMFamily:
 
     name: str
     end: Literal["eos", "newline"] = "eos"
-    training_side: Literal["left", "right"] = "right"
     precision: Literal["fp32", "fp16", "bf16"] = "bf16"
     learns_bos: bool = False
     candidate_end: bool = True
