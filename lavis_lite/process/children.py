@@ -21,7 +21,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, context, util
@@ -36,9 +36,6 @@ _FOLDERS = "ll-"
 """prefix of temporary folders, ll-<process id>-<random>; short, because paths of sockets must be"""
 _LONGEST_ROOT = 60
 """bytes of their parent's path; a socket's whole path has at most 104 bytes on macOS, 108 on Linux"""
-PRELOADED = ("__main__", "torch", "lavis_lite.datasets.loading.policy")
-"""modules that the server of the start method forkserver imports once, so that its workers share them; what it cannot
-import is imported by each worker"""
 _SET_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux' prctl"""
 
@@ -127,7 +124,7 @@ if sys.platform != "win32":
         """Started as a copy of this process."""
 
     class ForkServerWorker(_Worker, context.ForkServerProcess):
-        """Started as a copy of a server process that has imported `PRELOADED` and little else."""
+        """Started as a copy of a server process that has imported little."""
 
     class _ForkContext(context.ForkContext):
         Process = ForkWorker
@@ -138,13 +135,18 @@ if sys.platform != "win32":
     CONTEXTS |= {"fork": _ForkContext(), "forkserver": _ForkServerContext()}
 
 
-def worker_context(method: str | None = None) -> context.BaseContext:
-    """The context of a start method; None: the platform's default."""
+def worker_context(method: str | None = None, modules: Sequence[str] = ()) -> context.BaseContext:
+    """The context of a start method.
+
+    Args:
+        method: None: the platform's default.
+        modules: imported once by the server of forkserver, so that workers share them. It passes over those it lacks.
+    """
     method = method or multiprocessing.get_start_method()
     if method != "fork" and sys.platform != "win32":
         _start_semaphore_tracker()
     if method == "forkserver":
-        CONTEXTS[method].set_forkserver_preload(list(PRELOADED))
+        CONTEXTS[method].set_forkserver_preload(["__main__", *modules])
     return CONTEXTS[method]
 
 
