@@ -6,8 +6,10 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from omegaconf import OmegaConf
 
 from lavis_lite.config.compose import compose, to_yaml
 from lavis_lite.config.mixing import published_mixing
@@ -259,6 +261,16 @@ def test_a_module_above_the_yaml_is_named_if_the_command_runs_elsewhere(tmp_path
     fault = next(fault for fault in check(compose(path)) if "models_of_mine" in fault)
     home = tmp_path / "a project"
     assert f"{home} has models_of_mine: start the command there, or set PYTHONPATH='{home}'." in fault
+
+
+def test_omegaconf_is_asked_only_for_interpolations(tmp_path, monkeypatch):
+    """Its trees took most of the time of a composition."""
+    own = write(tmp_path, "base: projects/blip2/stage1.yaml\nrun: {wandb_project: 'of seed ${run.seed}', seed: 7}")
+    assert compose(own).config.run.wandb_project == "of seed 7"
+    monkeypatch.setattr(OmegaConf, "create", mock.Mock(side_effect=AssertionError("a tree of OmegaConf's is made")))
+    assert check(compose(ROOT / "projects/blip2/stage1.yaml")) == []  # its files are read already
+    with pytest.raises(AssertionError, match="is made"):
+        compose(own)
 
 
 def test_interpolations_resolve_but_are_not_written_out(tmp_path, monkeypatch):
