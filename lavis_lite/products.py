@@ -1,7 +1,7 @@
 """Matrix products of linear layers: on a CPU with AVX-512 by oneDNN, elsewhere as torch computes them.
 
-torch multiplies float32 matrices by MKL, which leaves half of such a CPU unused unless Intel made it. Results are those
-of `F.linear` up to rounding. No weight is kept between two products, so that all of them may change.
+torch multiplies float32 matrices by MKL, which is half as fast on AMD's CPUs of this kind. Results are those of
+`F.linear` up to rounding. No weight is kept between two products, so that all of them may change.
 
 oneDNN makes a kernel of 0.4 MB for each size, and keeps 1,024 of them. Texts of random lengths would fill 1 GB. So
 both caches become smaller, unless the environment says how large they are.
