@@ -32,7 +32,7 @@ if _is_command():  # before any other import; `process.exits.interrupts_raise` t
 
 from typing import TYPE_CHECKING  # noqa: E402
 
-from lavis_lite.lazy import lazy_names  # noqa: E402
+from lavis_lite import moved  # noqa: E402
 
 if TYPE_CHECKING:  # what __getattr__ resolves, for type checkers and editors
     from lavis_lite.datasets.base import BaseDataset
@@ -46,6 +46,8 @@ if TYPE_CHECKING:  # what __getattr__ resolves, for type checkers and editors
     from lavis_lite.zoo import list_models, load_model, load_model_and_preprocess, load_preprocess, model_zoo
 
 __version__ = "0.1.0"
+
+moved.install()
 
 _LAZY = {
     "BaseDataset": "lavis_lite.datasets.base",
@@ -69,7 +71,7 @@ __all__ = ["BaseDataset", "BaseDatasetBuilder", "BaseModel", "BaseTask", "Hook",
            "Samples", "__version__", "dataset_zoo", "list_models", "load_dataset", "load_model",
            "load_model_and_preprocess", "load_preprocess", "model_zoo"]
 
-__getattr__, _ = lazy_names(__name__, _LAZY)
+__getattr__, _ = moved.lazy_names(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

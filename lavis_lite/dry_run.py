@@ -64,6 +64,8 @@ def _one_real_step(config: Config, gpus: int | None = None) -> None:
 
 def _first_step(runner: Runner) -> str:
     losses = runner.one_step()
+    if unreached := runner.train_state.train_step.unreached:
+        print(f"note: {unreached}. Unless other batches use them, they do not train.")
     return f"ran one step ({', '.join(f'{name} {value:.4f}' for name, value in losses.items())})"
 
 

@@ -64,6 +64,16 @@ class ContractError(LavisLiteError):
     """A user's own model, task or data set does not keep the contract of its kind."""
 
 
+class UndefinedMethodError(ContractError, NotImplementedError):
+    """A subclass lacks a method that its base class leaves to it."""
+
+    @classmethod
+    def of(cls, owner: object, method: str) -> UndefinedMethodError:
+        """The error of an object (or a class) without a method."""
+        kind = owner if isinstance(owner, type) else type(owner)
+        return cls(f"{kind.__name__} must define {method}; its base class says what that is.")
+
+
 class DistributedError(LavisLiteError):
     """The launcher's environment variables do not describe a usable group of processes."""
 

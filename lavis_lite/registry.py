@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lavis_lite.errors import RegistryError
-from lavis_lite.registry_base import PLUGIN_GROUP, OptimizerRegistry, Registry, load_plugins
+from lavis_lite.registry_base import PLUGIN_GROUP, ModelRegistry, OptimizerRegistry, Registry, load_plugins
 
 if TYPE_CHECKING:
     from lavis_lite.datasets.builders.base import BaseDatasetBuilder
@@ -82,7 +82,7 @@ class Registries:
     def __init__(self) -> None:
         # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
         home = "lavis_lite.models."
-        self.model: Registry[BaseModel] = Registry(
+        self.model: Registry[BaseModel] = ModelRegistry(
             "model", "lavis_lite.models.base:BaseModel", {name: home + cls for name, (cls, _) in MODELS.items()},
             {name: f"{home}{section}Config" for name, (_, section) in MODELS.items()})
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.

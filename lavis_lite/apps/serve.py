@@ -245,7 +245,7 @@ def fastapi_package() -> Any:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket with the address, before any model is loaded; clients can connect after `run`.
+    """A socket that listens at the address, before any model is loaded; clients are answered once `run` serves it.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -254,6 +254,7 @@ def bound(host: str, port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen()  # until then a second server could bind the same address, and fail after its model is loaded
     except OSError as error:
         found.close()
         raise ConfigError(f"--port: {host}:{port} is in use or not of this machine; choose another one "

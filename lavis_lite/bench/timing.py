@@ -7,11 +7,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from lavis_lite.products import plain
 
 
 class Seconds(NamedTuple):
@@ -68,6 +70,14 @@ class Case:
     padding: float | None = None
     counted: bool = True
     check: Callable[[Mapping[str, Side]], None] = field(default=lambda sides: None)
+
+    def build(self, name: str) -> Side:
+        """A side; peers multiply as torch does, also where they share the layers of this package's model."""
+        if name == "ours":
+            return self.sides[name]()
+        with plain():
+            side = self.sides[name]()
+        return replace(side, turn=plain()(side.turn))
 
 
 def timed(work: Callable[[], object], device: torch.device) -> Seconds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lavis_lite.lazy import lazy_names
+from lavis_lite.moved import lazy_names
 
 if TYPE_CHECKING:
     from lavis_lite.checkpoints.formats.key_maps import from_hf, from_lavis, to_hf, to_lavis

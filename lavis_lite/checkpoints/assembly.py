@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from lavis_lite.checkpoints.folders import check_folder
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
 from lavis_lite.checkpoints.load import LoadReport, fit_state, frozen_tensors, load_checkpoint, refuse_other_settings
 from lavis_lite.checkpoints.manifest import CHECKPOINTS, CONFIG, hash_of, source_of, stored_record
@@ -197,6 +198,8 @@ class Assembly:
             from lavis_lite.models.language.build import load_pretrained
 
             language_model: Any = model.language_model
+            is_quantised = language_model.load_options.quantization is not None
+            check_folder(self._named_model(), "model.llm_model", is_quantised and not self.allow_non_finite)
             load_pretrained(language_model, self._named_model(), self._source("language model", "llm_model"),
                             allow_non_finite=self.allow_non_finite)
         if "qformer_weights" in self.names:

@@ -39,6 +39,8 @@ from lavis_lite.registry import registry
 
 __all__ = ["Converted", "convert", "find", "metadata_of", "skeleton_of", "typed_section"]
 
+origin_of = metadata_of
+"""its name until version 0.2"""
 FORMATS = ("hf", "lavis", "lite")
 BACKBONES = ("vision_encoder.", "language_model.")
 """what names of the parts begin with that LAVIS loads from separate files"""

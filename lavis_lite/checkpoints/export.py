@@ -87,6 +87,10 @@ class CheckpointMetadata:
         return dict((self.preprocess.get("vis_processor") or {}).get("eval") or {})
 
 
+Origin = CheckpointMetadata
+"""its name until version 0.2"""
+
+
 def export_hf(model: BaseModel, folder: str | Path, *, state: Mapping[str, Tensor] | None = None,
               dtype: torch.dtype | None = None, origin: CheckpointMetadata | None = None,
               shard_size: int | str = SHARD_SIZE, source: str | None = None) -> ExportReport:

@@ -116,7 +116,7 @@ def benchmarks(chosen: argparse.Namespace) -> list[Options]:
     if chosen.what != "all":
         return [replace(shared, what=chosen.what)]
     llms = [chosen.llm] if chosen.llm else ["opt", "t5"]
-    return [replace(shared, what=what, llm=llm) for what in WHAT[:-1]
+    return [replace(shared, what=what, llm=llm).without_unused() for what in WHAT[:-1]
             for llm in (llms if what in USES_LLM else llms[:1])]
 
 

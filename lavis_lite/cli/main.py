@@ -137,8 +137,6 @@ def _report(name: str, error: BaseException, with_traceback: bool) -> int:
 def _code_and_message(error: BaseException) -> tuple[int, str]:
     if isinstance(error, LavisLiteError):
         return getattr(error, "exit_code", exits.USER_ERROR), str(error)
-    if isinstance(error, NotImplementedError) and " must define " in str(error):  # raised by the package's base classes
-        return exits.USER_ERROR, f"{error}; its base class says what that is."
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("lavis_lite"):
         return exits.USER_ERROR, (
             f"Python package {error.name!r} is not installed in this environment ({sys.prefix}). Install with "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavis_lite.config.sections import settings_of_others
@@ -296,7 +296,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield dotted, value
 
 
-def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
+def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
     """All layers merged (later wins) and, per dotted key, the name of the layer that set it.
 
     A data set with the section null is removed, so a derived YAML can drop a data set of its base. A layer that names
@@ -315,7 +315,7 @@ def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
     datasets = merged.get("datasets")
     if isinstance(datasets, dict):
         merged["datasets"] = {name: section for name, section in datasets.items() if section is not None}
-    return OmegaConf.create(merged), provenance
+    return merged, provenance
 
 
 def named_hooks(run: Any) -> Any:
@@ -362,6 +362,14 @@ def without(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         elif not rest:
             copy.pop(first, None)
     return copy
+
+
+def over(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested sections with changes on top, as a layer lies on another; both stay as they are."""
+    result: dict[str, Any] = {}
+    for layer in (content, changes):
+        _overlay(result, layer)
+    return result
 
 
 def _overlay(target: dict[str, Any], source: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ Each collects every error instead of stopping at the first.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 import types
@@ -65,7 +66,7 @@ class Checker:
             cls = cast("type[D]", opened)
             self.notes += [f"{self.where(f'{path}.{key}')}: {path}.{key}: nothing in the source of "
                            f"{opened.reader.__name__} reads it." for key in sorted(opened.unread)]
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         values: dict[str, Any] = {}
         for key, value in content.items():
@@ -197,6 +198,12 @@ def _is_plain_hint(hint: Any) -> bool:
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list",
           dict: "a section"}
+
+
+@functools.lru_cache(maxsize=256)
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of a section's keys, kept: Python compiles each annotation."""
+    return typing.get_type_hints(cls)
 
 
 def _names(hints: list[Any]) -> str:

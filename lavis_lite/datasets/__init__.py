@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import Any
 
-from lavis_lite.lazy import lazy_names
+__all__ = ["dataset_zoo", "load_dataset"]
 
-if TYPE_CHECKING:
-    from lavis_lite.datasets.load import dataset_zoo as dataset_zoo
-    from lavis_lite.datasets.load import load_dataset as load_dataset
 
-__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(("dataset_zoo", "load_dataset"), "lavis_lite.datasets.load"))
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'lavis_lite.datasets' has no attribute {name!r}")
+    return getattr(importlib.import_module("lavis_lite.datasets.load"), name)

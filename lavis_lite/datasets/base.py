@@ -13,6 +13,7 @@ from lavis_lite.datasets.annotations.kinds import BETWEEN_NAMES
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.protocols import Located
+from lavis_lite.errors import UndefinedMethodError
 
 Sample = dict[str, Any]
 
@@ -35,7 +36,7 @@ class BaseDataset:
         return False
 
     def __len__(self) -> int:
-        raise NotImplementedError(f"{type(self).__name__} must define __len__")
+        raise UndefinedMethodError.of(self, "__len__")
 
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """Sample of a row; all randomness comes from `rng`.
@@ -43,7 +44,7 @@ class BaseDataset:
         Raises:
             BadSample: its image cannot be used.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define sample")
+        raise UndefinedMethodError.of(self, "sample")
 
     def evaluation_order(self) -> Sequence[int]:
         """All rows in the order in which batches are best made of them: the same in every process."""
@@ -51,7 +52,11 @@ class BaseDataset:
 
     def location(self, index: int) -> str:
         """`file:row` that a sample comes from, for messages."""
-        return f"row {index}"
+        return f"row {index}" if type(self).place is BaseDataset.place else self.place(index)
+
+    def place(self, index: int) -> str:
+        """The name of `location` in version 0.2; data sets that define it keep working."""
+        return self.location(index)
 
     def content_hash(self) -> str | None:
         """Hash of the samples' annotations, without the media files; None: not known.

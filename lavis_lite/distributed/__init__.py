@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lavis_lite.errors import DistributedError
-from lavis_lite.lazy import lazy_names
+from lavis_lite.moved import lazy_names
 
 if TYPE_CHECKING:
     from lavis_lite.distributed.process_group import group as group
@@ -222,11 +222,6 @@ def plan_rows(indices: Tensor, batch: int, read: Tensor | None = None) -> RowPla
     first = torch.argsort((~mine).to(torch.uint8), stable=True)[:sum(send)]
     return RowPlan(requests[first] - rank() * batch, torch.argsort(torch.argsort(owner, stable=True)), send, receive,
                    extras)
-
-
-def fetch_rows(rows: Tensor, indices: Tensor) -> Tensor:
-    """Rows float[M, ...] of the global batch by their global index int64[M]; see `plan_rows`. Collective."""
-    return plan_rows(indices, rows.shape[0]).fetch(rows)
 
 
 # tensors of which every rank holds a part (DTensor); a whole tensor goes through unchanged --------------------------

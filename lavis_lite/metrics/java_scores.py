@@ -81,10 +81,9 @@ def _line(tokens: Sequence[str]) -> str:
     return one_line(" ".join(tokens))
 
 
-def spice_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]],
-                   patience: float = PATIENCE) -> list[Scored]:
+def spice_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]]) -> list[Scored]:
     """`spice_scores` of the set, then of each part: the mean of its images."""
-    whole, each = spice_scores(captions, patience)
+    whole, each = spice_scores(captions)
     return [(whole, each), *((float(each[list(part)].mean()), each[list(part)]) for part in parts)]
 
 

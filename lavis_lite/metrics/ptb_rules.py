@@ -125,6 +125,8 @@ def _without_soft_hyphens(text: str) -> str:
     return text.replace("\u00ad", "") or "-"
 
 
+
+
 def _hyphens(text: str) -> str:
     return "--" if len(text) in (3, 4) else text
 

@@ -271,7 +271,9 @@ def _always_cleaned(text: str) -> str:
     return normalise(text) or single_line(text).lower()
 
 
-# --- a split ----------------------------------------------------------------------------------------------------------
+__all__ = ["RULES", "AnswerRule", "Id", "Majority", "Rule", "Truth", "accuracies", "answer_score", "gqa_accuracy",
+           "normalise", "normalise_textvqa", "question_scores", "vqa_accuracy"]
+
 Id = int | str
 
 

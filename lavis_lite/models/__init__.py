@@ -5,16 +5,17 @@ LAVIS' names for loading models are found here too, resolved on first use (see `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import Any
 
-from lavis_lite.lazy import lazy_names
+_OF_THE_ZOO = ("list_models", "load_model", "load_model_and_preprocess", "load_preprocess", "model_zoo")
 
-if TYPE_CHECKING:
-    from lavis_lite.zoo import list_models as list_models
-    from lavis_lite.zoo import load_model as load_model
-    from lavis_lite.zoo import load_model_and_preprocess as load_model_and_preprocess
-    from lavis_lite.zoo import load_preprocess as load_preprocess
-    from lavis_lite.zoo import model_zoo as model_zoo
 
-__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(
-    ("list_models", "load_model", "load_model_and_preprocess", "load_preprocess", "model_zoo"), "lavis_lite.zoo"))
+def __getattr__(name: str) -> Any:
+    if name not in _OF_THE_ZOO:
+        raise AttributeError(f"module 'lavis_lite.models' has no attribute {name!r}")
+    return getattr(importlib.import_module("lavis_lite.zoo"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_OF_THE_ZOO])

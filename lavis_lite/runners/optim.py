@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 
+SHOWN = 5
+"""names in a message"""
 BY_ELEMENT = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.NAdam, torch.optim.RAdam,
               torch.optim.Adamax, torch.optim.Adagrad, torch.optim.RMSprop)
 """optimizers that treat every number alone, so that a share of a weight trains as the whole does"""
@@ -155,6 +157,14 @@ def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 def trained_names(optimizer: torch.optim.Optimizer) -> list[str]:
     """Their names, in the same order."""
     return [name for group in optimizer.param_groups for name in group["names"]]
+
+
+def unreached_note(optimizer: torch.optim.Optimizer) -> str:
+    """A clause on the trained parameters that the newest backward pass gave no gradient; "" if it reached all."""
+    names = [name for name, value in zip(trained_names(optimizer), trained_parameters(optimizer), strict=True)
+             if value.grad is None]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} trainable tensors got no gradient: {', '.join(names[:SHOWN])}{more}" if names else ""
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:

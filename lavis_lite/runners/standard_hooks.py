@@ -67,12 +67,18 @@ class TrainingLog(Hook):
             run.log(note)
 
     def after_step(self, run: RunContext, result: StepResult) -> None:
-        """Move the bar; a record on every `run.log_freq`-th step. The first one also names texts that were cut."""
+        """Move the bar; a record on every `run.log_freq`-th step.
+
+        The first record also names texts that were cut, and parameters without a gradient.
+        """
         run.tracker.advance(run.step)
         if run.train.schedule.logs(run.step, run.config.run):
             run.tracker.record(training_record(run, result.lr))
             if self._cut is None:
                 self._log_cut_texts(run)
+                if unreached := run.train.train_step.unreached:
+                    run.log(f"note: {unreached} in the first step. Unless other batches use them, they do not train: "
+                            "use them in the loss, or freeze them.")
 
     def on_end(self, run: RunContext) -> None:
         """Name the texts that were cut, if there are more by now."""

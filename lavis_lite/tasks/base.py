@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.errors import ConfigError, ContractError, DataError
+from lavis_lite.errors import ConfigError, ContractError, DataError, UndefinedMethodError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
 from lavis_lite.registry import lacking, names_with, need, registry
@@ -88,6 +88,8 @@ class BaseTask(Generic[M, D]):
     gathers_rows: ClassVar[bool] = False
     """whether rows are small. If so, `score` receives the rows of all ranks, sorted by id. Rows of plain values are
     kept until the results are written, so that a killed evaluation does not predict them again"""
+    in_line: tuple[str, ...] = ()
+    """beginnings of the scores that `line` reports; the summary has those that a subclass adds after it. Empty: all"""
     progress: ProgressHandle = ProgressHandle()
     """for `score`"""
 
@@ -199,7 +201,7 @@ class BaseTask(Generic[M, D]):
 
     def predict(self, model: M, samples: dict[str, Any]) -> list[Row]:
         """One evaluation batch -> one row per sample with its `id`; values are plain or CPU tensors."""
-        raise NotImplementedError(f"{type(self).__name__} must define predict")
+        raise UndefinedMethodError.of(self, "predict")
 
     def score(self, model: M, rows: list[Row], dataset: D, split: str) -> dict[str, float]:
         """This rank's rows -> metrics, equal on all ranks; called by all ranks together, collectives are allowed.
@@ -208,7 +210,7 @@ class BaseTask(Generic[M, D]):
 
         `agg_metrics` is the number by which the best checkpoint is chosen: higher is better.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define score")
+        raise UndefinedMethodError.of(self, "score")
 
     def predictions(self, rows: list[Row], dataset: D) -> list[Row] | Submission | None:
         """All ranks' rows -> the content of the predictions file, one row per id; None: no file.
@@ -234,6 +236,12 @@ class BaseTask(Generic[M, D]):
 
     def summary(self, scores: dict[str, float]) -> str:
         """A line for people at the end of a run, from what `score` returned."""
+        own = {name: value for name, value in scores.items() if name.startswith(self.in_line or "")}
+        added = {name: value for name, value in scores.items() if name not in own}
+        return ", ".join(filter(None, (self.line(own), BaseTask.line(self, added))))
+
+    def line(self, scores: dict[str, float]) -> str:
+        """The summary of the scores that begin as `in_line` says."""
         return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
     def has_samples(self, samples: dict[str, Any], *keys: str) -> bool:

@@ -161,7 +161,7 @@ STARTS = {"-m": ("-m", ["-m", "lavis_lite", "models"], "runpy.run_module('lavis_
 
 
 @pytest.mark.parametrize("how", STARTS)
-@pytest.mark.parametrize("module", ["lavis_lite.lazy", "lavis_lite.process.exits", "lavis_lite.cli.models"])
+@pytest.mark.parametrize("module", ["lavis_lite.moved", "lavis_lite.process.exits", "lavis_lite.cli.models"])
 def test_ctrl_c_while_a_command_is_imported(how: str, module: str) -> None:
     started, original, start = STARTS[how]
     text = INTERRUPT.format(module=module, started=started, original=original, start=start)
@@ -171,6 +171,6 @@ def test_ctrl_c_while_a_command_is_imported(how: str, module: str) -> None:
 
 @pytest.mark.parametrize(("started", "original"), [("mine.py", ["mine.py"]), (str(REPOSITORY / "train.py"), ["-c"])])
 def test_ctrl_c_belongs_to_other_programs_and_to_loader_workers(started: str, original: list[str]) -> None:
-    text = INTERRUPT.format(module="lavis_lite.lazy", started=started, original=original, start="import lavis_lite")
+    text = INTERRUPT.format(module="lavis_lite.moved", started=started, original=original, start="import lavis_lite")
     ended = subprocess.run([sys.executable, "-c", text], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode != 130 and "KeyboardInterrupt" in ended.stderr

@@ -157,6 +157,8 @@ def test_data_check_sees_the_texts_as_training_does(captions, coco_folder, capsy
     assert "PROBLEM: texts with no words: 3" in capsys.readouterr().out
 
 
+
+
 def test_train_stops_before_its_model_is_loaded(captions, coco_folder, capsys):
     run = coco_folder / "run.yaml"
     root = Path(__file__).resolve().parents[2]

@@ -470,6 +470,17 @@ def test_packed_text_equals_padded_text(checkpoint: bool) -> None:
         torch.testing.assert_close(packed_grads[name], grad, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [1, 4, 2]])
+def test_a_text_of_one_token_predicts_none(lengths: list[int]) -> None:
+    tokens = TextTokens.from_lists([[2, 5, 6, 7][:length] for length in lengths], pad=0)
+    model, samples = tiny_model().double(), tiny_batch(size=3, dtype=DOUBLE) | {"text_input": tokens}
+    found = []
+    for pack in (False, True):
+        model.pack_text = pack
+        found.append(torch.stack([*model(samples).losses().values()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+
 def test_packing_has_no_padding() -> None:
     lengths = [5, 3, 7, 3]
     text = pack_unimodal_and_itg(lengths, 7, 2, torch.device("cpu"))

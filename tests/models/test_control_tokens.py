@@ -225,3 +225,5 @@ def test_a_model_reads_what_its_section_marks() -> None:
     words = LanguageTokenizer(TOKENIZERS["phi"](), GENERAL)
     [row] = words.prompts([prompt])
     assert row[1] == words.loaded.convert_tokens_to_ids("<|user|>")
+
+

@@ -256,3 +256,5 @@ def test_compute_itm_broadcasts(models: dict[str, Any]) -> None:
     assert one_text.shape == one_image.shape == (3,)
     for found in (one_text[1], one_image[1]):
         torch.testing.assert_close(found, whole[1], rtol=1e-4, atol=1e-5)
+
+

@@ -19,7 +19,7 @@ from lavis_lite.models.base import BaseModel
 from lavis_lite.models.blip2.stage1 import Blip2Qformer
 from lavis_lite.models.language.tokens import Limits
 from lavis_lite.models.outputs import ModelOutput
-from lavis_lite.models.text_tokens import TextTokens
+from lavis_lite.models.text_tokens import TextTokenizer, TextTokens
 from lavis_lite.process import compiler
 from lavis_lite.runners import placement
 from lavis_lite.runners.placement import compile_model, eagerly
@@ -67,8 +67,8 @@ def stage1_model() -> Blip2Qformer:
     return model
 
 
-def stage2_model(llm: str) -> nn.Module:
-    model = stage2.build(Options("stage2", size="mini").dimensions, llm, CPU, torch.float32)
+def stage2_model(llm: str, instruct: bool = False) -> Any:
+    model = stage2.build(Options("stage2", size="mini").dimensions, llm, CPU, torch.float32, instruct)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -120,6 +120,24 @@ def test_stage_2_equals_its_eager_twin(llm: str) -> None:
     assert abs(float((found - expected).detach())) <= 1e-12 * abs(float(expected.detach()))
     close(gradients(model, found), gradients(plain, expected))
     assert not torch._dynamo.utils.counters["graph_break"] and graphs() <= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("llm", ["opt", pytest.param("t5", marks=pytest.mark.long)])
+def test_instructions_come_in_few_widths(llm: str) -> None:
+    plain, model = (stage2_model(llm, instruct=True) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    compile_model(model, RunConfig(compile="full"), CPU)
+    samples = stage2.make_batch(Options("stage2", size="mini", llm=llm, batch=2), 0, 0)
+    for longest in (2, 3, 20):
+        losses = []
+        for one in (plain, model):
+            one.tokenizer = TextTokenizer("mini", 32)
+            soft_prompt = one.embed_image(samples["image"], ["red", " ".join(["red"] * longest)])
+            losses.append(one.language_model.row_losses(soft_prompt, samples["before"], samples["after"]).mean())
+        assert abs(float((losses[0] - losses[1]).detach())) <= 1e-12 * abs(float(losses[0].detach()))
+    close(gradients(model, losses[1]), gradients(plain, losses[0]))
+    assert not torch._dynamo.utils.counters["graph_break"] and graphs() == 3  # two widths, and the language model
 
 
 def count_graphs(model: nn.Module, loss: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> int:

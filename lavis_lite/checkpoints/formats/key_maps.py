@@ -117,6 +117,7 @@ def _translate(tensors: Mapping[str, Tensor], rows: list[tuple[re.Pattern[str], 
     return result
 
 
+
 # LAVIS --------------------------------------------------------------------------------------------------------------
 # Every row is a plain rename. LAVIS also stores what can be derived: `position_ids`, and the language-model head's
 # output layer, which is tied to the word embeddings and to the head's bias. Reading checks that such copies are copies;

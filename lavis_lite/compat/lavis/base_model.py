@@ -31,7 +31,7 @@ from lavis_lite.compat.lavis.sizes import sizes, sizes_in
 from lavis_lite.config.compose import model_sections
 from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.device import pick_device
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, UndefinedMethodError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.models.base import BaseModel as CoreModel
 from lavis_lite.models.base import ParameterGroup
@@ -278,7 +278,7 @@ class BaseEncoder(nn.Module):
 
     def forward_features(self, samples: Any, **kwargs: Any) -> Any:
         """Features of samples."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward_features")
+        raise UndefinedMethodError.of(self, "forward_features")
 
     @property
     def device(self) -> torch.device:

@@ -279,3 +279,4 @@ def _grouped(members: list[Member], where: str) -> dict[str, Sample]:
         key, ending = getattr(member, where)
         groups.setdefault(key, Sample(key)).add(member, ending)
     return groups
+

@@ -250,3 +250,4 @@ def suffix_of(name: str, content: bytes) -> str:
     with contextlib.suppress(UnidentifiedImageError, OSError), Image.open(io.BytesIO(content)) as image:
         return {"JPEG": "jpg", "TIFF": "tif"}.get(str(image.format), str(image.format).lower())
     return "bin"
+

@@ -56,7 +56,7 @@ def unimodal_and_itg_pass(qformer: QFormer, query_tokens: Tensor, image: ImageKV
     """
     batch, length = tokens.ids.shape
     count, first = query_tokens.shape[1], query_tokens.shape[1] + length
-    decoder_ids = torch.cat([torch.full_like(tokens.ids[:, :1], begin), tokens.ids[:, 1:-1]], 1)
+    decoder_ids = torch.cat([torch.full_like(tokens.ids[:, :1], begin), tokens.ids[:, 1:]], 1)[:, :-1]
     positions = torch.arange(length, device=tokens.ids.device)
     words = qformer.embeddings.words(torch.cat([tokens.ids, decoder_ids], 1), torch.cat([positions, positions[:-1]]))
     hidden = qformer.embeddings([query_tokens.expand(batch, -1, -1), words])

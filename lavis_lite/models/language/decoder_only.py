@@ -32,7 +32,7 @@ from lavis_lite.models.language.rows import (
     tokenised_to_answer,
     tokenised_to_learn,
 )
-from lavis_lite.models.language.tokens import differ, pad_rows
+from lavis_lite.models.language.tokens import differ, on_device, pad_rows, real_positions
 from lavis_lite.models.language.weights import output_layer
 
 
@@ -104,11 +104,11 @@ class DecoderOnly(LanguageModel):
             length = embeds.shape[1]
             positions = [at + index * length for index, number in enumerate(numbers) for at in learned[number][0]]
             hidden = self.states(embeds).to(embeds.device)
-            return hidden.flatten(0, 1).index_select(0, _integers(positions, embeds.device))
+            return hidden.flatten(0, 1).index_select(0, on_device(positions, embeds.device))
 
         with self.own_precision():
             hidden = in_groups(groups, [len(ids) for _, ids in learned], predicting)
-            return self.likelihoods(hidden, _integers([one for _, ids in learned for one in ids], hidden.device))
+            return self.likelihoods(hidden, on_device([one for _, ids in learned for one in ids], hidden.device))
 
     def states(self, embeds: Tensor) -> Tensor:
         """Hidden states float[B,S,D] of rows of embeddings."""
@@ -200,14 +200,15 @@ class DecoderOnly(LanguageModel):
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
         """Score of candidates after samples of the prefix: float[M]."""
         device = prefix.mask.device
-        chosen, (ids, real) = _integers(samples, device), pad_rows(rows, self.pad, "right", device)
+        chosen, (ids, real) = on_device(samples, device), pad_rows(rows, self.pad, "right", device)
         with self.own_precision():
             hidden = prefix.last.index_select(0, chosen)[:, None]
             if ids.shape[1] > 1:
                 mask = torch.cat([prefix.mask.index_select(0, chosen), real[:, :-1]], 1)
                 more, _ = self.hidden(self.embed(ids[:, :-1]), mask, select_rows(prefix.cache, chosen), prefix.padded)
                 hidden = torch.cat([hidden, more], 1)
-            losses = self.likelihoods(hidden[real], ids[real])
+            scored = real_positions(rows, ids.shape[1], device)
+            losses = self.likelihoods(*(part.flatten(0, 1).index_select(0, scored) for part in (hidden, ids)))
         return -sum_rows(losses, real, normalise)
 
     def hidden(self, embeds: Tensor, mask: Tensor, cache: Any, padded: bool = True) -> tuple[Tensor, Any]:
@@ -260,7 +261,3 @@ def sum_rows(values: Tensor, real: Tensor, normalise: Normalise) -> Tensor:
     filled = values.new_zeros(real.shape).masked_scatter(real, values)
     total = filled.sum(1)
     return total if normalise == "sum" else total / real.sum(1)
-
-
-def _integers(values: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)

@@ -33,7 +33,7 @@ from lavis_lite.models.language.rows import (
     tokenised_to_answer,
     tokenised_to_learn,
 )
-from lavis_lite.models.language.tokens import differ, pad_rows
+from lavis_lite.models.language.tokens import differ, on_device, pad_rows, real_positions
 from lavis_lite.models.language.weights import output_layer
 
 
@@ -172,11 +172,9 @@ class EncoderDecoder(LanguageModel):
         with self.own_precision():
             embeds = in_a_row(read, self.embed, self.pad, self.home)
             encoded = packed_t5.encode(self.model.get_encoder(), embeds, packed_t5.groups_of(list(map(size, read))))
-            hidden = packed_t5.decode(self.model.get_decoder(), self._moved(shifted), writing, encoded, reading)
-            return self.likelihoods(hidden, self._moved(ids))
-
-    def _moved(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers).to(self.home, non_blocking=True)
+            begun, targets = on_device(shifted, self.home), on_device(ids, self.home)
+            hidden = packed_t5.decode(self.model.get_decoder(), begun, writing, encoded, reading)
+            return self.likelihoods(hidden, targets)
 
     def training_sequences(self, sequences: Sequence[Segments]) -> list[Row]:
         """A row for every learned text: the encoder reads all that stands before it.
@@ -214,10 +212,9 @@ class EncoderDecoder(LanguageModel):
 
         `states` gives the decoder's hidden states float[B,L,D'] at its inputs int64[B,L].
         """
-        ids, real = pad_rows(rows, self.pad, self.family.training_side, device, least)
+        ids, real = pad_rows(rows, self.pad, "right", device, least)
         inputs = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, :-1]], 1)
-        width = ids.shape[1]
-        positions = self._moved([row * width + at for row, target in enumerate(rows) for at in range(len(target))])
+        positions = real_positions(rows, ids.shape[1], self.home)
         with self.own_precision():
             hidden = states(inputs).to(ids.device)
             chosen = hidden.flatten(0, 1).index_select(0, positions)
@@ -264,7 +261,7 @@ class EncoderDecoder(LanguageModel):
 
     def candidate_scores(self, prefix: Any, samples: list[int], rows: list[list[int]], normalise: Normalise) -> Tensor:
         """Score of candidates after samples of the prefix: float[M]."""
-        states = partial(self.written_states, prefix.select(self._moved(samples)))
+        states = partial(self.written_states, prefix.select(on_device(samples, self.home)))
         losses, real = self._target_losses(states, rows, prefix.states.device)
         return -sum_rows(losses, real, normalise)
 

@@ -26,9 +26,6 @@ class LMFamily:
 
     Attributes:
         end: what ends an answer: the tokenizer's eos, or a line break.
-        training_side, answering_side: where a batch is padded, for a decoder-only model. Training pads behind the text,
-            where causal attention never looks; answering in front of everything, so that the new token follows the
-            text directly.
         precision: of the frozen weights on a GPU ("auto" in a YAML).
         learns_bos: where there is no prompt, the begin token is itself a target (LAVIS' OPT).
         candidate_end: whether the end counts in the likelihood of a candidate answer.
@@ -42,8 +39,6 @@ class LMFamily:
 
     name: str
     end: Literal["eos", "newline"] = "eos"
-    training_side: Literal["left", "right"] = "right"
-    answering_side: Literal["left", "right"] = "left"
     precision: Literal["fp32", "fp16", "bf16"] = "bf16"
     learns_bos: bool = False
     candidate_end: bool = True
@@ -60,9 +55,9 @@ _VICUNA_TOKENS = (("pad_token", "[PAD]"), ("bos_token", "</s>"), ("eos_token", "
 _QUERY_VALUE = ("q_proj", "v_proj")
 FAMILIES = {
     "opt": LMFamily("opt", end="newline", precision="fp16", learns_bos=True, lora_targets=_QUERY_VALUE),
-    "t5": LMFamily("t5", answering_side="right", exact_gelu=True, lora_targets=("q", "v")),
-    "mt5": LMFamily("mt5", answering_side="right", lora_targets=("q", "v")),
-    "bart": LMFamily("bart", answering_side="right", precision="fp16", lora_targets=_QUERY_VALUE),
+    "t5": LMFamily("t5", exact_gelu=True, lora_targets=("q", "v")),
+    "mt5": LMFamily("mt5", lora_targets=("q", "v")),
+    "bart": LMFamily("bart", precision="fp16", lora_targets=_QUERY_VALUE),
     "llama": LMFamily("llama", precision="fp16", lora_targets=_QUERY_VALUE),
     # the released InstructBLIP-Vicuna weights: prompts start with </s>, <unk> is silent, candidates carry no end
     "vicuna": LMFamily("vicuna", precision="fp16", candidate_end=False, special_tokens=_VICUNA_TOKENS,
@@ -182,6 +177,10 @@ class LMLoadOptions:
             sentence = device_fault()
             if sentence is not None:
                 yield "llm_quantization", sentence
+
+
+Setup = LMLoadOptions
+"""its name until version 0.2"""
 
 
 def device_fault() -> str | None:

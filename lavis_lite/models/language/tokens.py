@@ -234,6 +234,19 @@ def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: Side, device: torch.
             torch.tensor(mask, dtype=torch.bool).reshape(shape).to(device, non_blocking=True))
 
 
+def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers int64[N] on a device, without waiting for it."""
+    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
+
+
+def real_positions(rows: Sequence[Sized], width: int, device: torch.device) -> Tensor:
+    """Where the ids of rows stand that were padded behind them to `width`: int64[T] into the flattened rectangle.
+
+    A mask would tell as much, but the host would wait to learn how many it chooses.
+    """
+    return on_device([row * width + at for row, ids in enumerate(rows) for at in range(len(ids))], device)
+
+
 def positions_of(config: Any) -> int | None:
     """Most tokens in one row of a model (encoder and decoder each), from its configuration; None: any number."""
     text = config.get_text_config()

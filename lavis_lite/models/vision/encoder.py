@@ -34,6 +34,7 @@ from lavis_lite.models.vision.config import (
     override,
     training_of,
 )
+from lavis_lite.products import replace_linears
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class VisionEncoder(Encoder):
         prefixes = int(getattr(self.vit, "num_prefix_tokens", 0))
         self.dropped = prefixes if prefix == "drop" else 0
         self.num_tokens = self.num_patches + prefixes - self.dropped
+        replace_linears(self.vit)
         self._set_checkpointing(grad_checkpoint)
         if how == "frozen":
             self.freeze()

@@ -113,9 +113,16 @@ def test_log_goes_on_from_a_checkpoint(tmp_path):
     assert len(resumed.path.read_text().splitlines()) == 1
 
 
-def test_a_data_set_names_its_rows() -> None:
-    class Named(BaseDataset):
-        def location(self, index: int) -> str:
-            return f"my.json:{index}"
+def test_a_data_set_that_defines_place_still_names_its_rows() -> None:
+    """`place` was the name of `location`."""
 
-    assert location_of(Named(), 6) == "my.json:6" and location_of(BaseDataset(), 5) == location_of([], 5) == "row 5"
+    class Old(BaseDataset):
+        def place(self, index: int) -> str:
+            return f"old.json:{index}"
+
+    class New(BaseDataset):
+        def location(self, index: int) -> str:
+            return f"new.json:{index}"
+
+    assert Old().location(3) == "old.json:3" and New().place(4) == "new.json:4" and BaseDataset().place(5) == "row 5"
+    assert location_of(Old(), 6) == "old.json:6" and location_of([], 7) == "row 7"

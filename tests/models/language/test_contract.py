@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -203,7 +202,8 @@ def test_not_one_text_per_sample(prompts: Any, targets: list[str], words: str) -
 
 @pytest.mark.parametrize(("candidates", "words"), [
     ([], "must be a list of answers"), ("yes", "must be a list of answers"), ([["a"], ["b"]], "2 lists of candidates"),
-    ([["a"], [], ["b"]], "sample 1 has no candidates")])
+    ([["a"], [], ["b"]], "sample 1 has no candidates"), (["a", " "], "^the candidates: number 1 .* is empty \\(' '\\)"),
+    ([["a"], ["b", "c"], [""]], "^the candidates of sample 2: number 0")])
 def test_impossible_candidates(candidates: Any, words: str) -> None:
     model = tiny("opt")
     with pytest.raises(ConfigError, match=words):
@@ -248,6 +248,5 @@ def test_states_of_recurrent_layers_are_copied_with_their_cache() -> None:
 
 def test_prompts_of_an_encoder_stand_behind_the_soft_prompt_without_a_gap() -> None:
     model = tiny("t5")
-    model.family = replace(model.family, answering_side="left")  # that of types without a row of their own
     _, mask = model.prefix_embeds(soft_prompts(model, batch=2), [[5, 6, 7], [5]])  # type: ignore[operator]
     assert mask.tolist() == [[True] * 7, [True] * 5 + [False] * 2]

@@ -177,6 +177,16 @@ def test_the_host_reads_once_per_token_at_most(name: str, options: GenerationCon
     assert 0 < reads.number <= len(steps) and hidden.number == 0
 
 
+@pytest.mark.parametrize("name", ["opt", "flan_t5"])
+@torch.no_grad()
+def test_candidates_are_scored_with_one_read_at_most(name: str) -> None:
+    model = tiny(name)
+    soft, _ = given(model)
+    with HostReads(torch.device("cpu")) as reads, DeviceReads() as hidden:
+        model.score(soft[OWNERS], PROMPTS, ["yes", "no way"])
+    assert reads.number == hidden.number == 1, "whether all are finite"
+
+
 FIXED = [("opt", BEAMS), ("llama", BEAMS), ("gpt2", DRAWS), ("flan_t5", BEAMS), ("t5", GREEDY), ("bart", BEAMS)]
 
 

@@ -92,3 +92,5 @@ def test_what_is_within_the_limits_is_not_cut_or_counted() -> None:
     assert (model.tokenizer.cut_prompts.cut, model.tokenizer.cut_targets.cut) == (1, 1)
     model.tokenizer.prompts(["b" * 50])
     assert model.tokenizer.cut_prompts.read == 2, "answering cuts nothing and counts nothing"
+
+
