@@ -1,13 +1,17 @@
 """Matrix products of linear layers: on a CPU with AVX-512 by oneDNN, elsewhere as torch computes them.
 
 torch multiplies float32 matrices by MKL, which leaves half of such a CPU unused unless Intel made it. Results are those
-of `F.linear` up to rounding. Nothing is kept between two products: weights stay where they are, and may change.
+of `F.linear` up to rounding. No weight is kept between two products, so that all of them may change.
+
+oneDNN makes a kernel of 0.4 MB for each size, and keeps 1,024 of them. Texts of random lengths would fill 1 GB. So
+both caches become smaller, unless the environment says how large they are.
 `plain()` and `torch.backends.mkldnn.flags(enabled=False)` switch it off.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -21,6 +25,10 @@ Model = TypeVar("Model", bound=nn.Module)
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 """torch's operator for linear layers by oneDNN; None: torch was built without it"""
 IS_AVAILABLE = ONEDNN is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
+KEPT = 128
+"""sizes of products for which kernels are kept"""
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and that of torch before it
+    os.environ.setdefault(_name, str(KEPT))
 _is_plain = False
 
 
@@ -49,8 +57,7 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     """The sum of the rows' outer products, a weight's gradient: float[T,N], float[T,K] -> float[N,K]."""
     if torch.is_grad_enabled() or not _is_fit(left.t(), right.t()):
         return left.t() @ right
-    found: Tensor = ONEDNN(_rounded(left).t(), _rounded(right).t(), None, "none", [], "")
-    return found
+    return _product(left.t(), right.t())
 
 
 class Linear(nn.Linear):
@@ -77,20 +84,8 @@ def _is_fit(rows: Tensor, weight: Tensor) -> bool:
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """float[...,K] -> float[...,N]; of a rounded number of rows, the last of them zeros."""
-    flat = rows.flatten(0, -2)
-    found: Tensor = ONEDNN(_rounded(flat), weight, bias, "none", [], "")
-    return found[:len(flat)].unflatten(0, rows.shape[:-1])
-
-
-def _rounded(rows: Tensor) -> Tensor:
-    """float[T,K] with zeros behind: at most 3% more rows, so that few numbers of rows occur.
-
-    oneDNN makes and keeps a kernel for each, which takes 2 ms and 0.4 MB.
-    """
-    step = 2 ** max(len(rows).bit_length() - 6, 0)
-    lacking = -len(rows) % step
-    return F.pad(rows, (0, 0, 0, lacking)) if lacking else rows
+    found: Tensor = ONEDNN(rows, weight, bias, "none", [], "")
+    return found
 
 
 class _Linear(torch.autograd.Function):

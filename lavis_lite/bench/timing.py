@@ -15,6 +15,9 @@ import torch
 
 from lavis_lite.products import plain
 
+OWN = ("ours", "fp32")
+"""sides that are this package; fp32: without autocast"""
+
 
 class Seconds(NamedTuple):
     """Of one turn: by the clock, and processor time of all threads and of ended child processes."""
@@ -35,17 +38,15 @@ class Side:
     Attributes:
         turn: does the work on a batch.
         scale: factor of a turn's seconds, if a batch is a part of the whole that is compared.
-        once: seconds that the whole takes besides, such as caches.
     """
 
     turn: Callable[[Any], object]
     scale: Callable[[Any], float] = one
-    once: Seconds = Seconds(0.0, 0.0)
 
     def seconds(self, batch: Any, device: torch.device) -> Seconds:
         """Do a turn."""
         spent, scale = timed(lambda: self.turn(batch), device), self.scale(batch)
-        return Seconds(*(value * scale + once for value, once in zip(spent, self.once, strict=True)))
+        return Seconds(spent.wall * scale, spent.cpu * scale)
 
 
 @dataclass
@@ -72,8 +73,8 @@ class Case:
     check: Callable[[Mapping[str, Side]], None] = field(default=lambda sides: None)
 
     def build(self, name: str) -> Side:
-        """A side; peers multiply as torch does, also where they share the layers of this package's model."""
-        if name == "ours":
+        """A side; other code multiplies as torch does, also where it shares the layers of this package's model."""
+        if name in OWN:
             return self.sides[name]()
         with plain():
             side = self.sides[name]()

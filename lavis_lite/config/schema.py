@@ -141,8 +141,9 @@ class DatasetConfig(Section):
     """of builders written for LAVIS; the package's own have none"""
     prepare: str | None = None
     """name of a generator that writes the data set's files on first use (mini_world)"""
-    sampling_factor: float = 1.0
-    """factor on this set's probability if each step draws from one set (run.sampling)"""
+    sampling_factor: float | dict[str, float] = 1.0
+    """factor on this set's probability if each step draws from one set (run.sampling). By step it changes during the
+    run: {0: 1.0, 1000: 0.2} falls in a straight line to 0.2, and stays there from step 1,000 on"""
     train_size: int | None = None
     """published number of training samples, from which `--dry-run` computes probabilities if files are missing"""
 

@@ -117,6 +117,9 @@ class Checker:
             ok, converted = trial.convert(value, option, path)
             if ok and not trial.errors:
                 return True, converted
+        alike = [option for option in options if _is_of_kind(value, option)]
+        if len(alike) == 1:
+            return self.convert(value, alike[0], path)  # its error says more: which entry is wrong, and how
         self.error(path, f"must be {_names(options)}, not {shown(value)}.")
         return False, None
 
@@ -166,6 +169,13 @@ class Checker:
             self.error(path, f"must be a finite number, not {value}.")
             return False
         return True
+
+
+def _is_of_kind(value: Any, hint: Any) -> bool:
+    """Whether a section, a list or a number was meant for a type, whatever is wrong inside."""
+    kind = typing.get_origin(hint) or hint
+    return any(isinstance(value, given) and kind is wanted
+               for given, wanted in ((Mapping, dict), (list, list), (float, float)))
 
 
 def _takes_null(hint: Any) -> bool:

@@ -61,6 +61,8 @@ class TrainingLog(Hook):
         run.log(f"{begin} {run.last_step} steps of {train.order.global_batch} images ({distributed.world_size()} "
                 f"processes x {cfg.batch_size_train} x {cfg.accum_grad_iters}) on {run.device.type} in "
                 f"{precision}; log: {run.run_dir / 'log.jsonl'}")
+        for line in train.mixing if len(train.mixing) > 1 else ():
+            run.log(f"  {line}")
         for note in (*precision_notes(cfg, run.device), *length_notes(cfg, train.schedule.total),
                      *warmup_notes(train.lr_schedule), *accumulation_notes(
                          train.micro_batch, cfg.accum_grad_iters, run.model.in_batch_negatives)):

@@ -113,7 +113,7 @@ def _is_there(job: FeatureJob, file: int) -> bool:
     try:
         held = Mapped(path)
         return held.facts.get("made_of") == _made_of(job, file) and all(
-            job.folder.is_still(name, tuple(stamp))
+            job.folder.still(name, tuple(stamp)) is not None
             for name, stamp in zip(job.names(file), held["stamp"].tolist(), strict=True))
     except DataError:  # damaged: rewritten
         return False

@@ -234,7 +234,7 @@ class QFormer(nn.Module):
 
     def run_layers(self, hidden: Tensor, num_query: int, mask: Tensor | None, images: Sequence[ImageKV] = (),
                    past: Cache | None = None, keep: Cache | None = None,
-                   return_positions: tuple[int, Sequence[slice]] | None = None, start_layer: int = 0) -> Tensor:
+                   return_positions: tuple[int, Sequence[slice]] | None = None) -> Tensor:
         """All layers over an embedded sequence whose first `num_query` tokens are queries.
 
         Args:
@@ -246,13 +246,12 @@ class QFormer(nn.Module):
             keep: cache to fill.
             return_positions: (how many of the returned positions are queries, slices of S to return): the last layer
                 computes only these. None: all.
-            start_layer: the layer to begin with.
 
         Returns:
             float[N,R,D], R the number of returned positions (S by default).
         """
         last = len(self.layers) - 1
-        for index, layer in list(enumerate(self.blocks))[start_layer:]:
+        for index, layer in enumerate(self.blocks):
             rows = None
             if index == last and return_positions is not None:
                 num_query, rows = return_positions

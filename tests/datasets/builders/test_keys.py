@@ -27,7 +27,7 @@ BUILDERS = ("custom", "image_caption", "image_retrieval", "image_shards", "image
             "video_qa", "video_dialogue", "chat", "video_retrieval", "images_qa", "image_classes")
 ELSEWHERE = {
     "builder": "config.compose chooses the class by it", "type": "config.compose chooses the row by it",
-    "sampling_factor": "runners.train_state", "train_size": "runners.train_state",
+    "sampling_factor": "config.mixing", "train_size": "config.mixing",
     "data_type": "load_dataset's vis_path and data check choose the kind of files by it",
 }
 """keys that the builder itself need not know"""
