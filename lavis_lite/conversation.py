@@ -20,8 +20,8 @@ class Text:
         text: as it is tokenised. It may mark control tokens (`lavis_lite.processors.text`), so a template removes the
             marks of the data that it contains.
         learned: whether its tokens are targets of training; else they are only read.
-        end: whether the language model's end token closes it; None: if it is learned. False if the template has a
-            separator of its own, True for an answer that is read.
+        end: whether the language model's end token closes it; None: if it is learned. False if the template has its
+            own separator, True for an answer that is read.
     """
 
     text: str

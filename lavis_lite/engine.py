@@ -67,7 +67,7 @@ def main(composition: Composition, resume: str | None = None, start_over: bool =
         exits.report_to(run_dir)
         if not run.evaluate:
             on_main(lambda: lock_run_folder(run_dir, checkpoint, held))
-            config = on_main(lambda: with_the_global_batch_of(checkpoint, config, launch.world_size))
+            config = on_main(lambda: keep_global_batch(checkpoint, config, launch.world_size))
         seed_everything(run.seed)
         set_tf32(run, device)
         runner = assemble(config, device, run_dir, launch)
@@ -288,11 +288,11 @@ def lock_run_folder(run_dir: Path, checkpoint: Path | None, held: contextlib.Exi
     run_folder.remove_leftovers(run_dir.parent)
 
 
-def with_the_global_batch_of(checkpoint: Path | None, config: Config, ranks: int) -> Config:
+def keep_global_batch(checkpoint: Path | None, config: Config, ranks: int) -> Config:
     """The configuration of a resumed run, with its former number of samples per step on any number of ranks."""
     if checkpoint is None:
         return config
-    accumulation = run_folder.accumulation_to_go_on(checkpoint, config.run, ranks)
+    accumulation = run_folder.accumulation_for_global_batch(checkpoint, config.run, ranks)
     return dataclasses.replace(config, run=dataclasses.replace(config.run, accum_grad_iters=accumulation))
 
 

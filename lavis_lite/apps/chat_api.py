@@ -76,7 +76,7 @@ class ChatAnswer:
 
     Attributes:
         text: the answer.
-        finish: "length" if it ended for want of tokens.
+        finish: "length" if it ended at the limit of its tokens.
         read: tokens and vectors of pictures that the language model read.
         written: tokens of the answer.
     """

@@ -107,7 +107,7 @@ class Page:
 
     def compare(self, first: str, second: str, picture: str | None, question: str,
                 looks: bool) -> Iterator[tuple[str, Image.Image | None, str, Image.Image | None]]:
-        """Answers of two models, or their captions where there is no question, as they come."""
+        """Answers of two models, or their captions if there is no question, as they come."""
         answers: list[Shown] = [("", None), ("", None)]
         for number, name in enumerate((first, second)):
             for answers[number] in (self.ask(name, picture, question, looks) if question.strip() else

@@ -42,7 +42,7 @@ class Service:
     """What the server does, without HTTP.
 
     Attributes:
-        models: each has a batcher of its own.
+        models: each has its own batcher.
         limits: of one request.
         token: that requests must bring; "": none.
         batch: requests that are answered together.

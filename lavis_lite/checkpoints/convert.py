@@ -43,7 +43,7 @@ origin_of = metadata_of
 """its name until version 0.2"""
 FORMATS = ("hf", "lavis", "lite")
 BACKBONES = ("vision_encoder.", "language_model.")
-"""what names of the parts begin with that LAVIS loads from files of their own"""
+"""what names of the parts begin with that LAVIS loads from separate files"""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -247,7 +247,7 @@ def _new_values(skeleton: BaseModel, names: list[str]) -> dict[str, Tensor]:
 def _fill_frozen(parts: _Parts, section: ModelConfig, path: Path, to: str, whole: bool) -> int:
     """Add the frozen tensors that the format needs and the source lacks, from the files that are named for them.
 
-    LAVIS has backbones of its own, and of the rest only what is in the file.
+    LAVIS has its own backbones, and of the rest only what is in the file.
 
     Returns:
         How many these were.

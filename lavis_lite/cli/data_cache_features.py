@@ -87,9 +87,9 @@ def _training_splits(config: Config, name: str) -> list[Any]:
             raise DataError(f"datasets.{name}: data sets of this builder have no table of rows and folder of images.")
     folders = {str(dataset.folder.root): dataset.folder for dataset in built}
     if len(folders) > 1 or len(built) > 1 and any(folder.cells for folder in folders.values()):
-        raise DataError(f"datasets.{name}: the splits {', '.join(config.run.train_splits)} have images of their own "
+        raise DataError(f"datasets.{name}: the splits {', '.join(config.run.train_splits)} have separate images "
                         f"({', '.join(folders)}), and an image of one may be called as one of another. Set "
-                        "build_info.images.storage to one folder, or make each split a data set of its own.")
+                        "build_info.images.storage to one folder, or make each split a separate data set.")
     return built
 
 

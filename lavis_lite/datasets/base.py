@@ -147,7 +147,7 @@ def is_empty_cell(text: str) -> bool:
     return len(text) < 12 and text.strip().lower() in EMPTY_CELLS
 
 
-def as_it_is(item: Any, rng: Any = None) -> Any:
+def unchanged(item: Any, rng: Any = None) -> Any:
     """The processor that changes nothing."""
     return item
 
@@ -235,7 +235,7 @@ def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) 
     looked_at = len(table) if len(table) <= most else some
     report = TextReport(len(table), looked_at, left_out=table.left_out, processor=name_of(processor),
                         reason=no_words(processor))
-    plain = processor is as_it_is or getattr(processor, "keeps_words", False)
+    plain = processor is unchanged or getattr(processor, "keeps_words", False)
     cuts = getattr(processor, "cuts", lambda _: False)
     chosen = (number * len(table) // looked_at for number in range(looked_at))
     rows = enumerate(table.skim()) if looked_at == len(table) else ((one, table[one]) for one in chosen)
@@ -257,7 +257,7 @@ def look_through(dataset: object, most: int = MOST_ROWS, some: int = SOME_ROWS) 
 
 def no_words(processor: Any) -> str:
     """Why a text that a processor leaves nothing of is bad, for messages."""
-    return "no words" if processor is as_it_is else f"no words left after {name_of(processor)}"
+    return "no words" if processor is unchanged else f"no words left after {name_of(processor)}"
 
 
 def name_of(processor: Any) -> str:

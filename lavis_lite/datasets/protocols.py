@@ -73,7 +73,7 @@ class Captions(MapDataset, Protocol):
 
 @runtime_checkable
 class Domains(Protocol):
-    """Sorts its images into groups that get scores of their own (NoCaps' domains)."""
+    """Sorts its images into groups that are scored separately (NoCaps' domains)."""
 
     def domain(self, index: int) -> str:
         """Group of an image; "": none."""
@@ -119,7 +119,7 @@ class Conversations(MapDataset, Protocol):
         """The turns of a sample."""
 
     def facts(self, index: int) -> dict[str, Any]:
-        """What the row says besides: question_id and category, where it has them."""
+        """What the row says besides: question_id and category, if it has them."""
 
 
 @runtime_checkable
@@ -136,7 +136,7 @@ class Choices(Questions, AnswerList, Protocol):
     """Questions with candidates: what `ranking` evaluates."""
 
     multiple_choice: bool
-    """whether every question has candidates of its own; else `answer_list` serves all"""
+    """whether every question has its own candidates; else `answer_list` serves all"""
 
     extras: tuple[str, ...]
     """further keys of the samples: choices, context, caption, history, ocr_tokens"""

@@ -159,7 +159,7 @@ class EvalCheckpoint:
         run_dir: the run folder.
         name: `<split>_<data set>_step<N>`.
         fingerprint: what the rows depend on, see `eval_fingerprint`.
-        standalone: whether the evaluation is a run of its own and not part of a training.
+        standalone: whether the evaluation is a separate run and not part of a training.
         rank: of this process.
 
     Attributes:

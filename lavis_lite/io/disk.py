@@ -51,7 +51,7 @@ def cannot_write(path: Path, error: BaseException, needed: int = 0, what: str = 
 
 
 def no_room(path: Path, needed: int, what: str) -> str:
-    """Two sentences if so many bytes are not free on the disk of `path`, as far as the system says; else none.
+    """Two sentences if so many bytes are not free on the disk of `path`, as far as the system reports; else none.
 
     Args:
         path: the file or folder.

@@ -50,7 +50,7 @@ def resolve(path: Path | str) -> Path:
     Raises:
         DataError: no file can have this name.
     """
-    path = _home_filled_in(path)
+    path = _expand_home(path)
     if problem := name_problem(path):
         raise DataError(f"{shown(str(path), 1000)}: {problem}.")
     if path.is_absolute():
@@ -99,7 +99,7 @@ def name_problem(path: Path) -> str:
     return ""
 
 
-def _home_filled_in(path: Path | str) -> Path:
+def _expand_home(path: Path | str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # "~name" of nobody
@@ -130,7 +130,7 @@ def target_of(url: str) -> Path:
 
 
 def _local_name(url: str) -> str:
-    """The last part of a URL's path, as a file can be called; "file" where it has none."""
+    """The last part of a URL's path, as a file can be called; "file" if it has none."""
     name = unquote(split(url).path).replace("\0", "").rpartition("/")[2]
     return os.fsdecode(os.fsencode(name)[-200:]) if name not in ("", ".", "..") else "file"
 

@@ -144,7 +144,7 @@ def _finding(expected: Expectation, rows: Sequence[Row]) -> Finding:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; none where there is no file.
+    """The rows of a file of JSON lines; none if there is no file.
 
     Raises:
         DataError: a line is damaged.

@@ -1,4 +1,4 @@
-"""From an ablation to its jobs: each an ordinary run in a folder of its own, named by everything that decides it."""
+"""From an ablation to its jobs: each an ordinary run in its own folder, named by everything that decides it."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ ala ariz [A]z [A]rk calif colo conn dak [D]el fla ga [I]ll ind kans? ky [L]a [M]
 okla [O]re [P]a penn tenn [T]ex va vt [W]ash wisc? wyo
 inc cos? corp p?pt[ye]s? ltd plc rt bancorp bhd assn univ intl sys bldg tel est ext sq ct jr sr bros (?:ed|ph)\.d blvd
 rd esq etc al seq""")
-"""abbreviations that a sentence can end with: before a capital they are followed by a full stop of their own"""
+"""abbreviations that a sentence can end with: before a capital they are followed by a separate full stop"""
 _TITLES = _abbreviations("""
 mr mrs ms [M]iss drs? profs? sens? reps? attys? lt col gen messrs govs? adm rev maj sgt cpl pvt capt ste? ave pres lieut
 hon brig co?mdr pfc spc supts? det mt ft adj adv asst assoc ens insp mlle mme msgr sfc dept invt elec natl m[tf]g
@@ -89,7 +89,7 @@ class Rule:
 
     Attributes:
         first: characters it can begin with; `a` means any letter, `0` any digit.
-        pattern: of the text's shadow; group 1, where there is one, is the token and the rest is looked ahead at.
+        pattern: of the text's shadow; group 1, if there is one, is the token and the rest is looked ahead at.
         token: the token's text -> how it is printed, before it is brought to lower case.
         again: how many of the token's last characters the scanner reads once more.
     """
@@ -100,13 +100,13 @@ class Rule:
     again: int = 0
 
 
-def as_it_is(text: str) -> str:
+def no_break_spaces(text: str) -> str:
     """The text; blanks inside of one token become no-break spaces, as the official tokenizer prints them."""
     return text.replace(" ", "\u00a0")
 
 
 def _brackets(text: str) -> str:
-    return as_it_is(text).replace("(", "-LRB-").replace(")", "-RRB-")
+    return no_break_spaces(text).replace("(", "-LRB-").replace(")", "-RRB-")
 
 
 def _apostrophe(text: str) -> str:
@@ -147,7 +147,7 @@ def _capitalised(word: str) -> str:
     return f"{word[0]}(?i:{word[1:]})"
 
 
-def _rule(first: str, pattern: str, token: Token = as_it_is, again: int = 0) -> Rule:
+def _rule(first: str, pattern: str, token: Token = no_break_spaces, again: int = 0) -> Rule:
     return Rule(first, re.compile(pattern), token, again)
 
 

@@ -287,7 +287,7 @@ def question_scores(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], r
             prediction that is not text. A question that lacks what the rule needs.
     """
     rule = chosen_rule(rule, (len(truth.answers) for truth in truths.values()))
-    _refuse_other_questions(predictions, truths)
+    _check_question_ids(predictions, truths)
     for name, text in predictions.items():
         if not isinstance(text, str):
             raise DataError(f"question_id {name!r}: the prediction must be text; it is {text!r}.")
@@ -298,7 +298,7 @@ def question_scores(predictions: Mapping[Id, str], truths: Mapping[Id, Truth], r
     return {name: truth_score(text, truths[name], rule) for name, text in predictions.items()}
 
 
-def _refuse_other_questions(predictions: Mapping[Id, str], truths: Mapping[Id, Truth]) -> None:
+def _check_question_ids(predictions: Mapping[Id, str], truths: Mapping[Id, Truth]) -> None:
     """Check that predictions and questions have the same ids."""
     unknown = [name for name in predictions if name not in truths]
     if unknown:

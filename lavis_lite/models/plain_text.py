@@ -196,7 +196,7 @@ def _is_free(pair: Any, renamed: dict[str, str]) -> bool:
 def check_files(tokenizer: Any, source: str, key: str) -> None:
     """Refuse a tokenizer that transformers makes of a folder without its vocabulary, or under a class that it guesses.
 
-    The first knows only special tokens. The second, made for want of tokenizer_config.json, may split texts in
+    The first knows only special tokens. The second, made without tokenizer_config.json, may split texts in
     another way than the folder's tokenizer.json.
 
     Args:

@@ -188,7 +188,7 @@ class Search(ABC):
 
 
 class Draws(Search):
-    """Greedy search or sampling; each text is a sample of its own after the first step.
+    """Greedy search or sampling; each text is a separate sample after the first step.
 
     Attributes:
         written: ids of every text so far, running or over.
@@ -248,7 +248,7 @@ class Draws(Search):
 
 
 def _random_streams(batch: int, options: Decoding) -> Tensor:
-    """Uniform numbers float64[B*num_captions,max_new_tokens], each sample's from a generator of its own."""
+    """Uniform numbers float64[B*num_captions,max_new_tokens], each sample's from its own generator."""
     seeds: Sequence[int] = torch.randint(2**62, (batch,)).numpy().tolist() if options.seeds is None else options.seeds
     options.check_batch(batch)
     shape = (options.num_captions, options.max_new_tokens)

@@ -152,7 +152,7 @@ def apply_template(conversation: Conversation, template: str | Mapping[str, Any]
         text is not there: language models add it. Control tokens that the data spell out are plain text.
 
     Raises:
-        ConfigError: see `find_template`; or the tokenizer has no template of its own.
+        ConfigError: see `find_template`; or the tokenizer has no template.
         DataError: a turn is from an unknown role, or a late one of the system. Or the tokenizer's template refuses the
             conversation, or changes earlier turns.
     """

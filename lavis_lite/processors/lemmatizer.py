@@ -60,7 +60,7 @@ SILENT_E = frozenset("prepar explor compar admir compet invit decid excit creat 
                      "arrang plung lung cring clos us".split())
 """stems of more than one syllable, or of unusual form, that lost an e"""
 DOUBLED = frozenset("add egg err purr".split())
-"""verbs that end in a doubled consonant of their own"""
+"""verbs that end in a doubled consonant anyway"""
 
 
 def lemma(word: str) -> str:

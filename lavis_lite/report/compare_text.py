@@ -104,7 +104,7 @@ def _value(value: Any) -> str:
 
 
 def _lines(flip: Flip) -> list[str]:
-    """One sample on one line, or its long texts on lines of their own."""
+    """One sample on one line, or its long texts on separate lines."""
     prompt, answers = _one_line(flip.a.get("prompt", "")), [_answer(row) for row in (flip.a, flip.b)]
     references = [_one_line(text) for text in flip.a.get("references", [])[:2]]
     shown = f"({', '.join(references)})" if references else ""

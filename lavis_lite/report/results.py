@@ -1,7 +1,7 @@
 """The results of runs, read from their folders, and the configuration of each.
 
     <run>/results/                       the training's own evaluations
-    <run>/evaluations/<time>/results/    later evaluations of its checkpoints, each with a config.yaml of its own
+    <run>/evaluations/<time>/results/    later evaluations of its checkpoints, each with its own config.yaml
 """
 
 from __future__ import annotations

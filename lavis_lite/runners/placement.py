@@ -59,7 +59,7 @@ def move_to_device(model: BaseModel, run: RunConfig, device: torch.device) -> Ba
     check(blocks, Precision.from_run(run, device))
     _shard(model, blocks, device)
     placed = model.to(device)
-    # else the first block that runs alone, in a validation before the first step, would become a root of its own
+    # else the first block that runs alone, in a validation before the first step, would become a separate root
     placed._get_fsdp_state()._lazy_init()  # type: ignore[operator]
     return placed
 

@@ -20,7 +20,7 @@ Batch = dict[str, Any]
 
 
 def wrap_for_ranks(model: nn.Module, device: torch.device, run: RunConfig) -> nn.Module:
-    """DistributedDataParallel where there are several ranks, the model itself where there is one.
+    """DistributedDataParallel if there are several ranks, the model itself if there is one.
 
     Gradients live in DDP's buckets, which saves one copy of them. static_graph stays off: ranks would have different
     gradients if the first backward of a process runs under no_sync, as it does with accumulation.
@@ -77,7 +77,7 @@ class Ahead(Iterator[Batch]):
         self._next = next(self._batches, None) if self._next is None else self._next
 
     def prepare(self, encode: Callable[[Tensor], Tensor]) -> None:
-        """Replace the images of the next micro-batch, if it has any, by what `encode` makes of them."""
+        """Replace the images of the next micro-batch, if it has any, with what `encode` makes of them."""
         if self._next is not None and isinstance(image := self._next.get("image"), Tensor):
             self._next = {**self._next, "image": encode(image)}
 

@@ -158,7 +158,7 @@ Batches = Generator[dict[str, Any], None, None]
 
 
 def staged(batches: Batches, device: torch.device, cuda: Any = torch.cuda) -> Batches:
-    """The batches, their pictures copied to a GPU on a stream of its own; elsewhere the batches as they are.
+    """The batches, their pictures copied to a GPU on a separate stream; elsewhere the batches unchanged.
 
     The copy of a batch begins as soon as the loader has it. The stream that computes waits for the copy, the host does
     not. So a GPU holds the pictures of one step more; they stay bytes until the step begins.

@@ -101,7 +101,7 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
         CheckpointError: there is no such run or checkpoint, or it is damaged.
         ConfigError: `run` is a checkpoint folder, and `checkpoint` names another.
     """
-    path = _with_a_name(Path(run).expanduser())
+    path = _absolute_if_dots(Path(run).expanduser())
     if path.is_file():
         raise CheckpointError(f"{run} is a file, and a run is a folder. To take the weights of a file, use --options "
                               "model.load_pretrained=true model.pretrained=FILE.")
@@ -116,7 +116,7 @@ def find_checkpoint(run: str | Path, checkpoint: str | None = None) -> RunCheckp
     return _verified(RunCheckpoint(run_dir, folder, f"{reason}{why}"), path)
 
 
-def _with_a_name(path: Path) -> Path:
+def _absolute_if_dots(path: Path) -> Path:
     """The same folder; "." and ".." as an absolute path, because parents' names identify the run."""
     return path if path.name not in ("", "..") or steps_of(path) else Path(os.path.abspath(path))
 
@@ -307,7 +307,7 @@ def _only(layer: Layer, *sections: str) -> Layer:
 def find_unfinished(output_dir: Path, cfg: Config) -> tuple[Path | None, str]:
     """(the newest run folder in which an evaluation with this configuration was stopped, a message or "").
 
-    Only evaluations that are runs of their own are searched. Weights and data are compared later, once they are loaded.
+    Only evaluations that are separate runs are searched. Weights and data are compared later, once they are loaded.
     """
     message = ""
     for run_dir, saved in _unfinished(Path(output_dir)):

@@ -51,7 +51,7 @@ def newest_to_resume(output_dir: Path, start_over: bool) -> Path | None:
         "would begin at step 0 again. Restore one of them from a copy; or, to begin again, add --start-over.")
 
 
-def accumulation_to_go_on(checkpoint: Path, run: RunConfig, ranks: int) -> int:
+def accumulation_for_global_batch(checkpoint: Path, run: RunConfig, ranks: int) -> int:
     """Micro-batches per step that keep the run's global batch on another number of ranks (a restart on fewer hosts).
 
     If no number fits, `run.accum_grad_iters` stays, and the runner reports what differs.
@@ -120,7 +120,7 @@ class RunLock:
         except Timeout:
             raise RunBusyError(
                 f"another process is training in {self.run_dir}{_holder(self.run_dir)}. Stop it first, or wait until "
-                "it ends. Without --resume a run begins in a folder of its own.") from None
+                "it ends. Without --resume a run begins in a new folder.") from None
         except (OSError, NotImplementedError):  # a file system without locks
             return self
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}

@@ -25,7 +25,7 @@ from lavis_lite.tasks.writing import WritingTask, in_prompt
 
 
 class MultipleChoiceTask(RankingTask):
-    """Ranking of questions with candidates of their own."""
+    """Ranking of questions with their own candidates."""
 
     model_methods: ClassVar[tuple[str, ...]] = ("predict_answers",)  # a model that is tuned by instructions
 

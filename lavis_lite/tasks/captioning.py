@@ -58,9 +58,9 @@ class CaptioningTask(WritingTask[Captioner, Captions]):
             raise DataError(f"split {split!r}: {len(bare)} of {len(dataset)} images have no reference caption; the "
                             f"first is {location_of(dataset, bare[0])}. Add them, or set run.report_metric=false.")
         self._split, self._found, self._dataset = split, CaptionReport({}, [], {}), dataset
-        self._refuse_foreign_ids(dataset, split)
+        self._check_img_ids(dataset, split)
 
-    def _refuse_foreign_ids(self, dataset: Captions, split: str) -> None:
+    def _check_img_ids(self, dataset: Captions, split: str) -> None:
         """Check that `run.img_ids` names images of the split.
 
         Raises:

@@ -126,7 +126,7 @@ class Console(Sink):
             self._side = None
 
     def record(self, record: Record) -> None:
-        """Losses go beside the bar, or onto a line of their own; the runner logs metrics, in the task's words."""
+        """Losses go beside the bar, or onto a separate line; the runner logs metrics, in the task's words."""
         if "split" in record:
             return
         text = record_line(record)

@@ -86,7 +86,7 @@ class ZooRow:
         size: parameters in all, and those that train; "" if not counted.
         weights: where its checkpoint comes from (URL, path, packaged name); "": it starts without one.
         language_model: hub name or packaged name; "": it has none.
-        paper: scores in the papers, reached with the released weights; "" where they have none.
+        paper: scores in the papers, reached with the released weights; "" if they have none.
         status: whether it runs here without a download.
     """
 
@@ -169,7 +169,7 @@ def load_model_and_preprocess(name: str | None = None, model_type: str | None = 
         name: arch, such as "blip2_opt" (`list_models`).
         model_type: one of its types, such as "mini" (`model_zoo`).
         is_eval: in eval mode; else in training mode. Which weights are frozen is the type's affair either way.
-        device: "cpu", "cuda", "cuda:1", "auto" (a GPU where there is one), or a torch.device.
+        device: "cpu", "cuda", "cuda:1", "auto" (a GPU if there is one), or a torch.device.
         run: in place of name and type, a run folder, or a folder above runs (the one that saved last).
         checkpoint: path, URL or hub name of weights to load in place of the type's own. With `run`: "best" (the
             default), "last" or "step_N".

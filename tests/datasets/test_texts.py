@@ -12,7 +12,7 @@ import pytest
 from lavis_lite import engine
 from lavis_lite.cli.main import run_command
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.datasets.base import as_it_is, has_content, look_through
+from lavis_lite.datasets.base import has_content, look_through, unchanged
 from lavis_lite.datasets.builders.custom import CustomBuilder, CustomConfig
 from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.builders.questions import ImageQABuilder, ImageQAConfig
@@ -72,7 +72,7 @@ def test_every_text_is_accounted_for(captions):
 def test_an_unknown_processor_is_asked_about_every_text(captions):
     captions.text_processor = lambda text, rng=None: ""
     assert look_through(captions).empty == 6
-    captions.text_processor = as_it_is
+    captions.text_processor = unchanged
     assert look_through(captions).empty == 3 and "3 with no words" in str(look_through(captions))
 
 

@@ -201,7 +201,7 @@ def test_not_found_names_url_target_and_command(site, tmp_path):
 
 def start_fetch(site: Site, **environment: str) -> subprocess.Popen[str]:
     """Another process that fetches /file with its hash and prints the path."""
-    code = ("from lavis_lite import download, files; download.CHUNK = 65536; "
+    code = ("from lavis_lite.io import download, files; download.CHUNK = 65536; "
             f"print(files.fetch({site.url + '/file'!r}, {SHA256!r}))")
     return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ, **environment}, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)

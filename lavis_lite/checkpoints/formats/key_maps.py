@@ -172,7 +172,7 @@ def language_rows(prefix: str) -> list[Row]:
 
 
 def lavis_map(clip: bool, language_model: str) -> KeyMap:
-    """The map of a model with that vision encoder and that kind of language model (no matter where it has none)."""
+    """The map of a model with that vision encoder and that kind of language model (no matter if it has none)."""
     return KeyMap([*TOP_ROWS, *QFORMER_ROWS, *(CLIP_ROWS if clip else EVA_ROWS), *language_rows(language_model)])
 
 QFORMER_MAP = KeyMap(QFORMER_ROWS)

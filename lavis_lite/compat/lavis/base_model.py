@@ -196,7 +196,7 @@ def load_model(name: str, model_type: str, is_eval: bool = False, device: Any = 
 
 
 def adopt(cls: type) -> None:
-    """Give a model class its section, and wrap a `from_config` of its own."""
+    """Give a model class its section, and wrap its own `from_config`."""
     own: Any = cls
     own.section_class = section_class(ModelConfig, cls)
     written = cls.__dict__.get("from_config")

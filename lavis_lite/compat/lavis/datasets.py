@@ -132,7 +132,7 @@ class DatasetAdapter(CoreDataset):
             return found
         if "collater" not in self.__dict__:
             raise DataError(f"{self.name}: sample {index} is of type {type(found).__name__}; a data set gives "
-                            "dictionaries, or has a `collater` of its own.")
+                            "dictionaries, or has its own `collater`.")
         return {WRITTEN: found}
 
     def location(self, index: int) -> str:

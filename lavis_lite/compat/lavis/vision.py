@@ -41,7 +41,7 @@ class LavisEncoder:
 
 def create_vision_encoder(model_name: str, img_size: int = 224, drop_path_rate: float = 0.0,
                           use_grad_checkpoint: Any = False, precision: str = "fp16") -> nn.Module:
-    """A ViT with the weights of its name, not frozen; half precision takes effect where there is a GPU.
+    """A ViT with the weights of its name, not frozen; half precision takes effect if there is a GPU.
 
     Args:
         model_name: eva_clip_g | clip_L | mini | a plain ViT of timm.

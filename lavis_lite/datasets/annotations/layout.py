@@ -134,7 +134,7 @@ class Layout:
         return [self.name(key) for key in keys]
 
     def answers_of(self, row: Row) -> tuple[str, Any] | None:
-        """(column, value) of a row's answers, None where it has none; of several columns the filled ones as a list."""
+        """(column, value) of a row's answers, None if it has none; of several columns the filled ones as a list."""
         several = self.columns.get("answers")
         if isinstance(several, list):
             given = [row[column] for column in several if row.get(column) not in (None, "")]

@@ -106,7 +106,7 @@ def _read_file(number: int, path: Path, layout: Layout, errors: RowErrors, named
             setattr(found, member, _table(found, value, errors))
         elif member not in COMPANIONS and _has_rows(value):
             errors.add(f"{path}: {member}", "is a list of rows that would not be read; rows belong in 'questions' or "
-                                            "'data'. Write this list to a file of its own")
+                                            "'data'. Write this list to a separate file")
     if found.images is not None:
         found.annotations = None  # those of a COCO file are captions or boxes
     return found

@@ -160,7 +160,7 @@ def _refuse_others(path: Path, value: dict[str, Any], read: tuple[str, ...]) -> 
               and any(isinstance(row, dict) for row in rows)]
     if others:
         raise DataError(f"{path}: has rows in {', '.join(map(repr, [*read, *others]))}; only {' and '.join(read)} "
-                        "would be read. Write each list to a file of its own.")
+                        "would be read. Write each list to a separate file.")
 
 
 def _coco_rows(path: Path, images: list[Any], annotations: list[Any] | None = None) -> Iterator[NumberedRow]:

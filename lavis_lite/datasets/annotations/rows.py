@@ -330,7 +330,7 @@ def with_references(table: RowTable, path: Path, split: str) -> RowTable:
     """The rows of a split with the captions that a COCO captions file has for their image_id; its `domain` comes along.
 
     Args:
-        table: rows with image and image_id; captions of their own are replaced.
+        table: rows with image and image_id; their own captions are replaced.
         path: COCO captions file, or a list of {image_id, caption}.
         split: for messages.
 

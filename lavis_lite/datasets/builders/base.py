@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, ProcessorPair
-from lavis_lite.datasets.base import as_it_is
+from lavis_lite.datasets.base import unchanged
 from lavis_lite.errors import ConfigError, UndefinedMethodError, did_you_mean
 from lavis_lite.registry import registry
 
@@ -110,7 +110,7 @@ class BaseDatasetBuilder:
 
     @classmethod
     def evaluation_class(cls) -> type | None:
-        """`eval_dataset`, unless a subclass builds something else by a `build` of its own; None: not known."""
+        """`eval_dataset`, unless a subclass builds something else by its own `build`; None: not known."""
         for base in cls.__mro__:
             if "eval_dataset" in vars(base):
                 return base.eval_dataset  # type: ignore[attr-defined]
@@ -123,7 +123,7 @@ class BaseDatasetBuilder:
         return list(self.cfg.build_info.annotations)
 
     def build(self, split: str, training: bool) -> Any | None:
-        """The data set of a split, with training or evaluation processors; None where there is no such split.
+        """The data set of a split, with training or evaluation processors; None if there is no such split.
 
         Raises:
             DataError: files are missing or faulty. ConfigError: the section is.
@@ -159,7 +159,7 @@ class BaseDatasetBuilder:
         key = f"datasets.{self.name}.{kind}.{'train' if training else 'eval'}"
         given = dict(section or {})
         if not given and (kind == "text_processor" or self.as_written):
-            return as_it_is
+            return unchanged
         if "name" not in given:
             raise ConfigError(f"{key}: names no processor, for example {{name: blip_image_eval, image_size: 224}}.")
         cls = registry.get_processor_class(given.pop("name"))

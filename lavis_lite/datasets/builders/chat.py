@@ -75,7 +75,7 @@ class ChatBuilder(ImageTextBuilder):
                                   + ("must be one name." if key in _KEYS else did_you_mean(key, _KEYS)))
 
     def build(self, split: str, training: bool) -> ChatDataset | None:
-        """The conversations of a split, every row checked; None where there is no such split.
+        """The conversations of a split, every row checked; None if there is no such split.
 
         Raises:
             DataError: bad rows, or rows with missing pictures or videos, by file and row.

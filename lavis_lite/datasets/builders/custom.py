@@ -58,7 +58,7 @@ class _Captions(ImageTextBuilder):
         self.columns = columns
 
     def refuse_unknown_columns(self) -> None:
-        """Left to `CustomBuilder`: captions have keys of their own for the names of columns."""
+        """Left to `CustomBuilder`: captions have their own keys for the names of columns."""
 
     def image_columns(self) -> Sequence[str]:
         """The image's column."""
@@ -94,7 +94,7 @@ class CustomBuilder(BaseDatasetBuilder):
         self._files = _Captions(name, cfg, self._named())
 
     def splits(self) -> list[str]:
-        """Splits with a file of their own, those of split_values, and val if val_fraction makes one."""
+        """Splits with their own file, those of split_values, and val if val_fraction makes one."""
         return self._files.splits()
 
     def build(self, split: str, training: bool) -> Any | None:

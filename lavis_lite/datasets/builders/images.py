@@ -13,7 +13,7 @@ from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, S
 from lavis_lite.datasets.annotations.kinds import file_name, identifier, one_spelling, text, texts
 from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, read_table, with_references
 from lavis_lite.datasets.annotations.text_files import FileFormat, Quoting
-from lavis_lite.datasets.base import BaseDataset, as_it_is
+from lavis_lite.datasets.base import BaseDataset, unchanged
 from lavis_lite.datasets.builders.base import IMAGES, SHARDS, BaseDatasetBuilder, refuse_unknown_splits
 from lavis_lite.datasets.caption import CaptionDataset, CaptionEvalDataset, RetrievalDataset, RetrievalEvalDataset
 from lavis_lite.datasets.features.cache import FeatureFolder, open_features
@@ -134,7 +134,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
             raise ConfigError(f"datasets.{self.name}.columns.{key}: no such column; {hint}")
 
     def splits(self) -> list[str]:
-        """Splits with files of their own, those of split_values, and val if val_fraction makes one."""
+        """Splits with their own files, those of split_values, and val if val_fraction makes one."""
         made = list(self.cfg.split_values) if self.cfg.split_column else ["val"] if self.cfg.val_fraction else []
         return list(dict.fromkeys([*self.cfg.build_info.annotations, *made]))
 
@@ -143,7 +143,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         return pattern.get(split) if isinstance(pattern := self.cfg.image_pattern, dict) else pattern
 
     def build(self, split: str, training: bool) -> BaseDataset | None:
-        """The data set of a split; None where there is no such split. Fetches annotation files that have a URL."""
+        """The data set of a split; None if there is no such split. Fetches annotation files that have a URL."""
         if split not in self.splits():
             return None
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
@@ -270,7 +270,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         pair = self.cfg.vis_processor
         arrays = kind == "vis_processor" and bool(self.cfg.arrays)
         if arrays and not (pair.train if training else pair.eval):
-            return as_it_is
+            return unchanged
         made = super().processor(kind, training)
         takes_video = getattr(made, "takes", "image") == "video"
         if kind == "vis_processor" and not arrays and takes_video != (self.media == "videos"):

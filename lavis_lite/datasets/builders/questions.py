@@ -113,7 +113,7 @@ class ImageQABuilder(ImageTextBuilder):
             raise ConfigError(f"datasets.{self.name}.{error}") from error
 
     def build(self, split: str, training: bool) -> BaseDataset | None:
-        """The data set of a split; None where there is no such split. Fetches annotation files that have a URL."""
+        """The data set of a split; None if there is no such split. Fetches annotation files that have a URL."""
         if split not in self.splits():
             return None
         vis, text = self.processor("vis_processor", training), self.processor("text_processor", training)
@@ -138,7 +138,7 @@ class ImageQABuilder(ImageTextBuilder):
             return table, self.folder_of(paths), self._storage() or self.name
         if self.row_filter(split) is not None:
             raise ConfigError(f"{self._key(split)}: shards of questions hold the rows of one split; pack each split "
-                              "into shards of its own.")
+                              "into separate shards.")
         opened = open_shards(entry, self._key(split), [], max_pixels=self.cfg.max_pixels)
         if split in self.cfg.question_types:
             raise ConfigError(f"{self._key(split)}: shards hold all question types that were packed; take "
@@ -306,7 +306,7 @@ class ImageClassesBuilder(ImageQABuilder):
     """the split that is being built"""
 
     def build(self, split: str, training: bool) -> BaseDataset | None:
-        """The data set of a split; None where there is no such split."""
+        """The data set of a split; None if there is no such split."""
         self._split = split
         return super().build(split, training)
 

@@ -141,7 +141,7 @@ class AvReader(VideoReader):
         if not packets:
             raise BadSample(path, "has no frames")
         times, keys = {pts for pts, _ in packets if pts is not None}, {pts for pts, key in packets if key}
-        # without a time stamp of its own for every frame, frames are counted from the first one
+        # without a time stamp for every frame, frames are counted from the first one
         self._times = sorted(times) if len(times) == len(packets) else []
         self._keys = [number for number, time in enumerate(self._times) if time in keys]
 
@@ -198,7 +198,7 @@ T = TypeVar("T")
 
 
 def open_video(path: Path | str, max_pixels: int = MAX_PIXELS, reader: ReaderName = "auto") -> VideoReader:
-    """A video of which single frames can be had; what the video processors take. Close it, or use it in a `with`.
+    """A video of which single frames can be read; what the video processors take. Close it, or use it in a `with`.
 
     Args:
         path: the file.

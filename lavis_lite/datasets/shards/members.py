@@ -261,7 +261,7 @@ def _samples(path: Path, members: list[Member], dots: Dots, contents: Contents, 
                 key, rest = member.first
                 ending = ending if parent is not None and parent.is_chat and ending in PICTURES else rest
             elif part and member.first[0] != key:
-                errors.add(f"{path}:{member.name}", f"may be of a sample of its own or a part of {member.first[0]!r}; "
+                errors.add(f"{path}:{member.name}", f"may be a separate sample or a part of {member.first[0]!r}; "
                                                     "set --dots last or --dots first")
         if ending in PICTURES | ARRAYS | TEXTS:
             found.setdefault(key, Sample(key)).add(member, ending)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.datasets.base import as_it_is, is_cut, is_empty_cell, is_left, main_texts, no_words, pictures_of
+from lavis_lite.datasets.base import is_cut, is_empty_cell, is_left, main_texts, no_words, pictures_of, unchanged
 from lavis_lite.datasets.builders.base import BaseDatasetBuilder
 from lavis_lite.datasets.caption import DuplicateIds
 from lavis_lite.datasets.files.image_paths import LINK, missing_files, why_absent
@@ -182,7 +182,7 @@ class _Texts:
 
     def __init__(self, dataset: ImageTable, report: SplitReport, count_tokens: TokenCounter) -> None:
         self._dataset, self._report, self._count_tokens = dataset, report, count_tokens
-        self._processor = getattr(dataset, "text_processor", as_it_is)
+        self._processor = getattr(dataset, "text_processor", unchanged)
         self._empty = report.problem(f"texts with {no_words(self._processor)}")
         self._waiting: dict[str, list[str]] = defaultdict(list)
         self._counts: dict[str, array[int]] = defaultdict(lambda: array("i"))

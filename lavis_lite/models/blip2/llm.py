@@ -314,8 +314,8 @@ class Blip2LLM(TextLearner, Blip2Base):
 class Blip2AnyLLM(Blip2LLM):
     """Stage 2 or InstructBLIP over any language model of transformers, decoder-only or encoder-decoder.
 
-    Which it is, its configuration says; what is peculiar about it, its row in `models.language.families`. Captions
-    without a text_output are split if it has an encoder, as with FlanT5.
+    The language model's configuration decides which of the two it is, and a row of `models.language.families` what is
+    particular to its family. Captions without a text_output are split if it has an encoder, as with FlanT5.
     """
 
     config_class = Blip2AnyLLMConfig

@@ -110,7 +110,7 @@ def itm_terms(positive: Tensor, negatives: Tensor, valid: Tensor) -> tuple[Tenso
     Args:
         positive: float[B,2], logits of matching pairs (class 1).
         negatives: float[M,2], logits of non-matching pairs (class 0).
-        valid: bool[M], false where there is no such negative pair.
+        valid: bool[M], false if there is no such negative pair.
 
     Returns:
         float[] sum and float[] count; the loss is their ratio.

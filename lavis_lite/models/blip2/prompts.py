@@ -32,7 +32,7 @@ def as_list(text: Any, batch: int, what: str) -> list[str]:
 
 
 def generation_prompts(samples: Mapping[str, Any], default: str, batch: int) -> list[str]:
-    """Prompts of `generate`: samples["prompt"] or the model's own; `{}` takes the OCR tokens where there are any."""
+    """Prompts of `generate`: samples["prompt"] or the model's own; `{}` takes the OCR tokens if there are any."""
     prompts = as_list(samples.get("prompt", default), batch, "prompt")
     if "ocr_tokens" not in samples:
         return prompts

@@ -1,4 +1,4 @@
-"""Hooks: what else happens during a training, each thing in a class of its own.
+"""Hooks: what else happens during a training, each in its own class.
 
 A run names them in `run.hooks`. The runner calls each at a few named points and keeps their state in its checkpoints.
 """

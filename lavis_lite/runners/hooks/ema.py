@@ -75,7 +75,7 @@ class EMA(Hook):
             copy(own, weights)
 
     def state(self) -> dict[str, Any]:
-        """The number of updates; the averages are in a file of their own."""
+        """The number of updates; the averages are in a separate file."""
         return {"updates": self.updates}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ class JoinedOptimizer(torch.optim.Optimizer):
     """One optimizer over the groups of several: they share its groups, learning rates and state.
 
     Args:
-        parts: each with parameters of its own.
+        parts: each with its own parameters.
     """
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:

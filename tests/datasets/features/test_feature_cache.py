@@ -239,7 +239,7 @@ def test_splits_with_images_of_their_own_have_no_common_features(coco_folder, se
     config: Any = SimpleNamespace(datasets={"own": cfg}, run=SimpleNamespace(train_splits=["train", "val"]))
     assert len(_training_splits(config, "own")) == 2
     cfg.build_info.images.storage = None
-    with pytest.raises(DataError, match=r"train, val have images of their own \(.*train, .*val\).*images.storage"):
+    with pytest.raises(DataError, match=r"train, val have separate images \(.*train, .*val\).*images.storage"):
         _training_splits(config, "own")
 
 

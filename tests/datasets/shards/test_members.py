@@ -71,7 +71,7 @@ def test_parts_of_a_sample_are_not_samples(tmp_path):
 def test_what_may_be_a_sample_or_a_part_is_asked_about(tmp_path, capsys):
     folder = tar(tmp_path / "s", *PLAIN, picture("0001.seg.png"), ("0001.seg.txt", "mask"))
     assert run_command("data", ["index", str(folder)]) == 2
-    assert ("0.tar:0001.seg.png: may be of a sample of its own or a part of '0001'; set --dots last or --dots first"
+    assert ("0.tar:0001.seg.png: may be a separate sample or a part of '0001'; set --dots last or --dots first"
             in capsys.readouterr().err)
     assert run_command("data", ["index", str(folder), "--dots", "first"]) == 0
     assert "1 sample in 1 shard:" in capsys.readouterr().out
