@@ -12,6 +12,7 @@ import torch
 
 from lavis_lite import distributed, engine
 from lavis_lite.config.compose import Composition
+from lavis_lite.config.mixing import published_mixing
 from lavis_lite.config.schema import Config
 from lavis_lite.costs.meta import meta_model
 from lavis_lite.costs.page import costs
@@ -21,7 +22,6 @@ from lavis_lite.models.protocols import ExampleSamples
 from lavis_lite.process.launch import Launch, launch_from_environment
 from lavis_lite.registry import need
 from lavis_lite.runners.runner import Runner
-from lavis_lite.runners.train_state import published_mixing
 
 
 def dry_run(composition: Composition, needs: list[str], hint: str, gpus: int | None = None) -> None:
@@ -64,6 +64,8 @@ def _one_real_step(config: Config, gpus: int | None = None) -> None:
 
 def _first_step(runner: Runner) -> str:
     losses = runner.one_step()
+    if unreached := runner.train_state.train_step.unreached:
+        print(f"note: {unreached}. Unless other batches use them, they do not train.")
     return f"ran one step ({', '.join(f'{name} {value:.4f}' for name, value in losses.items())})"
 
 

@@ -64,6 +64,16 @@ class ContractError(LavisLiteError):
     """A user's own model, task or data set does not keep the contract of its kind."""
 
 
+class UndefinedMethodError(ContractError, NotImplementedError):
+    """A subclass lacks a method that its base class leaves to it."""
+
+    @classmethod
+    def of(cls, owner: object, method: str) -> UndefinedMethodError:
+        """The error of an object (or a class) without a method."""
+        kind = owner if isinstance(owner, type) else type(owner)
+        return cls(f"{kind.__name__} must define {method}; its base class says what that is.")
+
+
 class DistributedError(LavisLiteError):
     """The launcher's environment variables do not describe a usable group of processes."""
 
@@ -89,7 +99,7 @@ class ErrorList(LavisLiteError):
 
     def __init__(self, heading: str, errors: Sequence[str]) -> None:
         self.errors = list(errors)
-        lines = [f"{heading} {len(self.errors)} error{'s' if len(self.errors) != 1 else ''}:"]
+        lines = [f"{heading} {counted(len(self.errors), 'error')}:"]
         lines += [f"  {number}. {error}" for number, error in enumerate(self.errors, 1)]
         super().__init__("\n".join(lines))
 
@@ -98,6 +108,24 @@ def shown(value: object, most: int = 80) -> str:
     """The `repr` of a value for messages, shortened in the middle."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most - 20]} ... {text[-14:]}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 error", "3 errors"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(items: Sequence[object], most: int = 5, between: str = ", ", total: int | None = None) -> str:
+    """The first items of a list, and how many more there are: "a, b and 3 more".
+
+    Args:
+        items: all of them, or the first `most` of `total`.
+        most: so many are shown.
+        between: what separates them.
+        total: their number, if `items` are not all.
+    """
+    left = (len(items) if total is None else total) - most
+    return between.join(map(str, items[:most])) + (f" and {left} more" if left > 0 else "")
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from lavis_lite.errors import CheckpointError
+from lavis_lite.errors import CheckpointError, listed
 
 ADVICE = ("The model's weights are damaged or overflow in half precision. Try fp32 (model.vit_precision, "
           "model.llm_precision, run.amp=false), or check the picture for NaN.")
@@ -70,10 +70,9 @@ def non_finite_fused(tensors: Mapping[str, Tensor]) -> list[str]:
 def describe_non_finite(names: Iterable[str], tensors: Mapping[str, Tensor]) -> str:
     """A clause: "3 of 127 tensors hold NaN or infinity: query_tokens (4096 of 4096 values); ..."."""
     names = list(names)
-    shown = [f"{name} ({int((~tensors[name].isfinite()).sum())} of {tensors[name].numel()} values)"
+    first = [f"{name} ({int((~tensors[name].isfinite()).sum())} of {tensors[name].numel()} values)"
              for name in names[:SHOWN]]
-    more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} of {len(tensors)} tensors hold NaN or infinity: {'; '.join(shown)}{more}"
+    return f"{len(names)} of {len(tensors)} tensors hold NaN or infinity: {listed(first, SHOWN, '; ', len(names))}"
 
 
 def check_weights(tensors: Mapping[str, Tensor], source: str, allow: bool = False) -> list[str]:

@@ -170,7 +170,7 @@ MOVED = {
     "runners.identity": "evaluation.resume",
     "runners.journal": "evaluation.resume",
     "runners.loss_meter": "runners.outcome",
-    "runners.mixing": "runners.train_state",
+    "runners.mixing": "config.mixing",
     "runners.nonfinite": "runners.outcome",
     "runners.parts": "runners.train_state",
     "runners.precision": "device",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lavis_lite.errors import RegistryError
-from lavis_lite.registry_base import PLUGIN_GROUP, OptimizerRegistry, Registry, load_plugins
+from lavis_lite.registry_base import PLUGIN_GROUP, ModelRegistry, OptimizerRegistry, Registry, load_plugins
 
 if TYPE_CHECKING:
     from lavis_lite.datasets.builders.base import BaseDatasetBuilder
@@ -82,7 +82,7 @@ class Registries:
     def __init__(self) -> None:
         # model: from_config(cfg) -> module; forward(samples) -> output with `loss`; knows nothing of tasks or files.
         home = "lavis_lite.models."
-        self.model: Registry[BaseModel] = Registry(
+        self.model: Registry[BaseModel] = ModelRegistry(
             "model", "lavis_lite.models.base:BaseModel", {name: home + cls for name, (cls, _) in MODELS.items()},
             {name: f"{home}{section}Config" for name, (_, section) in MODELS.items()})
         # processor: __call__(item, rng=None) -> tensor or text; all randomness comes from rng.
@@ -138,6 +138,7 @@ class Registries:
             "sample_predictions": hook + "sample_predictions:SamplePredictions",
         })
 
+        self._add_calls_of_lavis()
         self.config_folders: list[Path] = []
         """further folders of models/<arch>/<type>.yaml and datasets/<name>.yaml"""
 
@@ -159,110 +160,38 @@ class Registries:
         if folder not in self.config_folders:
             self.config_folders.append(folder)
 
-    # LAVIS' spelling of the same calls -----------------------------------------------------------------------------
-    def register_model(self, *names: str) -> Callable[[C], C]:
-        """Decorator: register a `BaseModel` under one or more names."""
-        return self.model.register(*names)
-
-    def register_processor(self, *names: str) -> Callable[[C], C]:
-        """Decorator: register a `BaseProcessor`."""
-        return self.processor.register(*names)
-
-    def register_builder(self, *names: str) -> Callable[[C], C]:
-        """Decorator: register a `BaseDatasetBuilder`."""
-        return self.builder.register(*names)
-
-    def register_task(self, *names: str) -> Callable[[C], C]:
-        """Decorator: register a `BaseTask`."""
-        return self.task.register(*names)
-
-    def register_runner(self, *names: str) -> Callable[[C], C]:
-        """Decorator: register a `Runner`."""
-        return self.runner.register(*names)
-
-    def register_lr_scheduler(self, *names: str) -> Callable[[C], C]:
-        """Decorator: register an `LRSchedule`."""
-        return self.lr_scheduler.register(*names)
-
-    def register_encoder(self, *names: str) -> Callable[[C], C]:
-        """Decorator: register an `Encoder`, a model.vit_model."""
-        return self.encoder.register(*names)
-
-    def register_connector(self, *names: str) -> Callable[[C], C]:
-        """Decorator: register a `Connector`, a type of model.connector."""
-        return self.connector.register(*names)
-
-    def register_optimizer(self, *names: str) -> Callable[[type], type]:
-        """Decorator: register a `torch.optim.Optimizer`."""
-        return self.optimizer.register(*names)
-
-    def register_hook(self, *names: str) -> Callable[[type], type]:
-        """Decorator: register a `Hook`."""
-        return self.hook.register(*names)
-
-    def get_model_class(self, name: str) -> type[BaseModel]:
-        """The model class of that name; raises RegistryError with suggestions."""
-        return self.model.get(name)
-
-    def get_processor_class(self, name: str) -> type[BaseProcessor]:
-        """The processor class of that name."""
-        return self.processor.get(name)
-
-    def get_builder_class(self, name: str) -> type[BaseDatasetBuilder]:
-        """The dataset builder class of that name."""
-        return self.builder.get(name)
-
-    def get_task_class(self, name: str) -> type[BaseTask[Any, Any]]:
-        """The task class of that name."""
-        return self.task.get(name)
-
-    def get_runner_class(self, name: str) -> type[Runner]:
-        """The runner class of that name."""
-        return self.runner.get(name)
-
-    def get_lr_scheduler_class(self, name: str) -> type[LRSchedule]:
-        """The learning-rate schedule class of that name."""
-        return self.lr_scheduler.get(name)
-
-    def get_optimizer_class(self, name: str) -> Any:
-        """The optimizer class of that name, registered or of torch.optim."""
-        return self.optimizer.get(name)
-
-    def get_hook_class(self, name: str) -> Any:
-        """The hook class of that name."""
-        return self.hook.get(name)
-
-    def list_models(self) -> list[str]:
-        """Names of all models."""
-        return self.model.names()
-
-    def list_processors(self) -> list[str]:
-        """Names of all processors."""
-        return self.processor.names()
-
-    def list_builders(self) -> list[str]:
-        """Names of all dataset builders."""
-        return self.builder.names()
-
-    def list_tasks(self) -> list[str]:
-        """Names of all tasks."""
-        return self.task.names()
-
-    def list_runners(self) -> list[str]:
-        """Names of all runners."""
-        return self.runner.names()
-
-    def list_lr_schedulers(self) -> list[str]:
-        """Names of all learning-rate schedules."""
-        return self.lr_scheduler.names()
-
-    def list_optimizers(self) -> list[str]:
-        """Names of all optimizers."""
-        return self.optimizer.names()
-
-    def list_hooks(self) -> list[str]:
-        """Names of all hooks."""
-        return self.hook.names()
+    def _add_calls_of_lavis(self) -> None:
+        """LAVIS' spelling: `register_model("a")`, `get_model_class("a")`, `list_models()` and so on for each kind."""
+        self.register_model = self.model.register
+        self.register_processor = self.processor.register
+        self.register_builder = self.builder.register
+        self.register_task = self.task.register
+        self.register_runner = self.runner.register
+        self.register_lr_scheduler = self.lr_scheduler.register
+        self.register_encoder = self.encoder.register
+        self.register_connector = self.connector.register
+        self.register_optimizer = self.optimizer.register
+        self.register_hook = self.hook.register
+        self.get_model_class = self.model.get
+        self.get_processor_class = self.processor.get
+        self.get_builder_class = self.builder.get
+        self.get_task_class = self.task.get
+        self.get_runner_class = self.runner.get
+        self.get_lr_scheduler_class = self.lr_scheduler.get
+        self.get_encoder_class = self.encoder.get
+        self.get_connector_class = self.connector.get
+        self.get_optimizer_class = self.optimizer.get
+        self.get_hook_class = self.hook.get
+        self.list_models = self.model.names
+        self.list_processors = self.processor.names
+        self.list_builders = self.builder.names
+        self.list_tasks = self.task.names
+        self.list_runners = self.runner.names
+        self.list_lr_schedulers = self.lr_scheduler.names
+        self.list_encoders = self.encoder.names
+        self.list_connectors = self.connector.names
+        self.list_optimizers = self.optimizer.names
+        self.list_hooks = self.hook.names
 
 
 registry = Registries()

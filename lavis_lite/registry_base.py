@@ -124,8 +124,12 @@ class Registry(Generic[T]):
             load_plugins()
         cls = self._classes.get(name) or self._elsewhere(name)
         if cls is None:
-            raise RegistryError(f"unknown {self.kind} {shown(name)}: {did_you_mean(name, self.names())}")
+            raise RegistryError(f"unknown {self.kind} {shown(name)}: {self.hint(name)}")
         return cls
+
+    def hint(self, name: str) -> str:
+        """A clause for messages about an unknown name: what is nearest to it."""
+        return did_you_mean(name, self.names())
 
     def _elsewhere(self, name: str) -> type[T] | None:
         """The class of a name that is not registered; None: no such class."""
@@ -151,6 +155,37 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in self.names()
+
+
+OTHER_FAMILIES = {
+    "ALBEF": {"albef_pretrain": "blip2", "albef_retrieval": "blip2", "albef_feature_extractor":
+              "blip2_feature_extractor", "albef_classification": "blip2_t5_instruct", "albef_nlvr":
+              "blip2_t5_instruct", "albef_vqa": "blip2_t5_instruct"},
+    "ALPRO": {"alpro_retrieval": "blip2", "alpro_qa": "blip2_t5_instruct"},
+    "BLIP (before BLIP-2)": {
+        "blip_pretrain": "blip2", "blip_retrieval": "blip2", "blip_feature_extractor": "blip2_feature_extractor",
+        "blip_image_text_matching": "blip2_image_text_matching", "blip_caption": "blip2_opt", "blip_vqa":
+        "blip2_t5_instruct", "blip_classification": "blip2_t5_instruct", "blip_nlvr": "blip2_t5_instruct"},
+    "BLIP-Diffusion": {"blip_diffusion": ""},
+    "CLIP": {"clip": "blip2_image_text_matching", "clip_feature_extractor": "blip2_feature_extractor"},
+    "GPT for dialogues": {"gpt_dialogue": "blip2_vicuna_instruct"},
+    "Img2LLM": {"img2prompt_vqa": "blip2_t5_instruct"},
+    "PNP-VQA": {"pnp_vqa": "blip2_t5_instruct", "pnp_unifiedqav2_fid": "blip2_t5_instruct"},
+    "X-InstructBLIP": {"blip2_vicuna_xinstruct": "blip2_vicuna_instruct"},
+}
+"""families of models that LAVIS has and this package does not: arch there -> the nearest arch here"""
+
+
+class ModelRegistry(Registry[T]):
+    """Models; it knows the names of LAVIS' other families too."""
+
+    def hint(self, name: str) -> str:
+        """As `Registry.hint`; of a model of LAVIS' other families, that it is not here."""
+        for family, archs in OTHER_FAMILIES.items():
+            if name in archs:
+                near = f" Nearest to it: {archs[name]}." if archs[name] else ""
+                return f"lavis_lite has BLIP-2 and InstructBLIP, and not LAVIS' {family}.{near}"
+        return super().hint(name)
 
 
 TORCH_OPTIMIZERS = ("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop",

@@ -7,18 +7,20 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash run_scripts/setup_env.sh dev || exit 1
 bin="${LAVIS_LITE_VENV:-.venv}/bin"
-status=0
-check() {
-    echo "[test] $*"
-    "$bin/python" -m "$@" || { echo "[test] $1 found faults; the tests follow, the exit code will not be 0" >&2; status=1; }
+status=0 types=""
+faults() {
+    echo "[test] $1 found faults; the exit code will not be 0" >&2
+    status=1
 }
 if [ $# -eq 0 ]; then
-    check ruff check --output-format concise .
-    check mypy
+    "$bin/python" -m ruff check --output-format concise . || faults ruff
+    # beside the tests: without its cache it takes a minute of one core
+    "$bin/python" -m mypy 2>&1 | sed 's/^/[mypy] /' & types=$!
     # a process per core, at most 4; files stay whole, for tests of a file share what it sets up
     cores="$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)"
     set -- -n "$((cores < 4 ? cores : 4))" --dist loadfile
 fi
 echo "[test] pytest $*"
 "$bin/python" -m pytest -q "$@" || status=$?
+if [ -n "$types" ]; then wait "$types" || faults mypy; fi
 exit "$status"

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 # Here and in the processes that tests start, modules are compiled once: else every start would compile them again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in its background like that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.set_threshold(20_000)  # with the usual 700, looking for garbage takes a twentieth of the time
 
@@ -22,9 +28,14 @@ from tests.helpers.threads import THREADS  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FIRST = tuple(f"tests/{name}" for name in (
-    "test_docs.py", "reliability/", "config/test_compose.py", "compat/test_projects.py", "runners/", "end_to_end/",
-    "test_packaging.py", "lab/", "apps/", "models/", "checkpoints/", "test_", "metrics/test_metrics_java.py", "tools/"))
+    "reliability/", "end_to_end/", "test_docs.py", "compat/test_projects.py", "runners/", "test_packaging.py",
+    "projects/", "costs/", "lab/", "apps/", "models/", "checkpoints/", "test_", "metrics/test_metrics_java.py",
+    "tools/"))
 """what takes longest begins first: no process of pytest-xdist is left with a long file at the end"""
+
+
+TOGETHER = ("tests/reliability/", "tests/end_to_end/")
+"""one process of pytest-xdist runs these: they share a server of warm processes, which takes seconds to start"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +50,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, folders of TOGETHER stay whole as well."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "server" if file.startswith(TOGETHER) else file
+
+    return ByServer(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked `long` run only with --long; others ask `request.config.getoption("--long")` for their counts."""
     items.sort(key=lambda item: next((at for at, name in enumerate(FIRST) if item.nodeid.startswith(name)), len(FIRST)))
@@ -51,7 +77,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays, and need not be searched for garbage again and again."""
-    gc.collect()
     gc.freeze()
 
 
@@ -75,6 +100,13 @@ def torch_threads() -> Iterator[None]:
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unsynced() -> Iterator[None]:
+    """No test outlives a power cut: what is written need not reach the disk before the test goes on."""
+    with mock.patch.object(os, "fsync", lambda descriptor: None):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

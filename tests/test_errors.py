@@ -7,7 +7,16 @@ import inspect
 import pytest
 
 from lavis_lite import errors
-from lavis_lite.errors import ErrorList, LavisLiteError, MissingExtraError, RegistryError, did_you_mean, nearest
+from lavis_lite.errors import (
+    ErrorList,
+    LavisLiteError,
+    MissingExtraError,
+    RegistryError,
+    counted,
+    did_you_mean,
+    listed,
+    nearest,
+)
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if cls.__module__ == errors.__name__]
 
@@ -47,6 +56,12 @@ def test_did_you_mean_suggests() -> None:
 def test_did_you_mean_lists_when_nothing_is_near() -> None:
     assert did_you_mean("zzz", ["b", "a"]) == "choose one of: a, b."
     assert did_you_mean("zzz", []) == "there is nothing to choose from."
+
+
+def test_lists_are_cut_and_numbers_have_their_noun() -> None:
+    assert listed(["a", "b"], 2) == "a, b" and listed([1, 2, 3], 2) == "1, 2 and 1 more"
+    assert listed(["a: 1", "b: 2"], 2, "; ", total=9) == "a: 1; b: 2 and 7 more"
+    assert (counted(0, "error"), counted(1, "error"), counted(2, "error")) == ("0 errors", "1 error", "2 errors")
 
 
 def test_did_you_mean_cuts_long_lists() -> None:

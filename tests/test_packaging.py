@@ -169,15 +169,22 @@ def test_the_wheel_says_what_it_is(metadata: Message) -> None:
     assert links == [], "links into the repository lead nowhere from a package index"
 
 
+def in_one_interpreter(environment: Path, commands: list[list[str]], cwd: Path) -> list[str]:
+    """What commands of the installed package print; each interpreter would take seconds to import it."""
+    code = ("from lavis_lite.cli.main import main\n"
+            f"for words in {commands!r}:\n    assert main(words) == 0\n    print({CUT!r})")
+    return run(environment / "python", "-c", code, cwd=cwd).split(CUT)[:-1]
+
+
+CUT = "---- next command ----"
+
+
 def test_recipes_are_found_from_any_folder(environment: Path, tmp_path: Path) -> None:
     """By short name, by the path of a checkout, as `base:`, and with modules of their own."""
     (tmp_path / "own.yaml").write_text("base: projects/blip2/stage1.yaml\nrun: {seed: 7}\n")
     recipes = ("stage1", "projects/blip2/stage1.yaml", "own.yaml", "flamingo/mini")
-    code = ("from lavis_lite.cli.main import main\n"  # one interpreter for all
-            f"for one in {recipes!r}:\n    print('#', one); assert main(['train', one, '--print-config']) == 0\n"
-            "print('# recipes'); assert main(['recipes']) == 0")
-    printed = run(environment / "python", "-c", code, cwd=tmp_path)
-    shown = dict(part.split("\n", 1) for part in printed[2:].split("\n# "))
+    commands = [*(["train", one, "--print-config"] for one in recipes), ["recipes"]]
+    shown = dict(zip([*recipes, "recipes"], in_one_interpreter(environment, commands, cwd=tmp_path), strict=True))
     assert [recipe for recipe in recipes if "run.max_iters: " not in shown[recipe]] == []
     assert "run.seed: 7" in shown["own.yaml"] and "blip2/stage1 " in shown["recipes"]
 
@@ -187,11 +194,11 @@ def test_from_an_empty_folder_to_a_trained_model(environment: Path, tmp_path: Pa
     """Installing is the first of three commands; the training is whole with --long."""
     monkeypatch.setenv("LAVIS_LITE_CACHE", str(tmp_path / "cache"))
     options = () if request.config.getoption("--long") else ("--options", *SMALL, "run.max_iters=2")
-    assert "text R@1" in run(environment / "lavis-lite", "train", "stage1", *options, cwd=tmp_path)
-    assert len(list(tmp_path.glob("output/blip2/stage1/**/report.html"))) == 1
     [picture] = environment.parent.glob("lib/**/lavis_lite/assets/mini/scene.jpg")
-    answer = run(environment / "lavis-lite", "generate", "--model", "blip2_opt", "--image", picture, cwd=tmp_path)
-    assert "triangle" in answer
+    commands = [["train", "stage1", *options], ["generate", "--model", "blip2_opt", "--image", str(picture)]]
+    trained, answer = in_one_interpreter(environment, commands, cwd=tmp_path)
+    assert "text R@1" in trained and "triangle" in answer
+    assert len(list(tmp_path.glob("output/blip2/stage1/**/report.html"))) == 1
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 from lavis_lite.errors import RegistryError
 from lavis_lite.processors.base import BaseProcessor
 from lavis_lite.registry import Registries, Registry, registry
+from lavis_lite.registry_base import OTHER_FAMILIES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "lavis_lite"
@@ -121,6 +122,13 @@ def test_the_base_class_is_required(processors: Registry[BaseProcessor], thing: 
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(RegistryError, match="unknown model 'blip_2': did you mean 'blip2'"):
         registry.get_model_class("blip_2")
+
+
+def test_models_of_lavis_that_are_not_here_name_the_nearest() -> None:
+    for archs in OTHER_FAMILIES.values():
+        assert not archs.keys() & registry.model.names() and {*archs.values()} <= {"", *registry.model.names()}
+    with pytest.raises(RegistryError, match=r"unknown model 'pnp_vqa': .*not LAVIS' PNP-VQA\. Nearest to it: blip2_t5"):
+        registry.get_model_class("pnp_vqa")
 
 
 def test_an_unknown_name_far_from_all_lists_them(processors: Registry[BaseProcessor]) -> None:

@@ -72,6 +72,20 @@ esac
     assert bash("run_scripts/test_matrix.sh", "--kernels", "sse", cwd=tmp_path, **env).returncode == 2
 
 
+@pytest.mark.parametrize("faulty", ["ruff", "mypy", "pytest", "nothing"])
+def test_each_check_runs_and_its_faults_are_in_the_exit_code(faulty: str, tmp_path: Path) -> None:
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"""#!/bin/sh
+case "$*" in -m*) echo "RUN $2"; [ "$2" != {faulty} ] ;; esac
+""")
+    python.chmod(0o755)
+    result = bash("run_scripts/test.sh", cwd=tmp_path, LAVIS_LITE_VENV=str(tmp_path / "venv"))
+    assert {"RUN ruff", "[mypy] RUN mypy", "RUN pytest"} <= set(result.stdout.splitlines())
+    assert result.returncode == int(faulty != "nothing")
+    assert ("found faults" in result.stderr) is (faulty in ("ruff", "mypy"))
+
+
 def test_an_old_or_absent_python_is_refused(tmp_path: Path) -> None:
     venv = str(tmp_path / "venv")
     result = bash("run_scripts/setup_env.sh", cwd=tmp_path, PYTHON="no-such-python", LAVIS_LITE_VENV=venv)

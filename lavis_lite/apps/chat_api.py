@@ -92,7 +92,7 @@ def parsed(body: Any, limits: Limits) -> ChatRequest:
     """A request from the JSON of its body. Keys that would not change the answer are ignored.
 
     Raises:
-        DataError: it is no such request, or asks for more than the limits allow.
+        DataError: it is not such a request, or asks for more than the limits allow.
     """
     if not isinstance(body, Mapping) or not isinstance(body.get("messages"), list) or not body["messages"]:
         raise DataError("messages: a request has a list of at least one message.")

@@ -48,7 +48,7 @@ Shown = tuple[str, Image.Image | None]
 
 
 def spoken(handler: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """A handler with errors shown as messages on the page; what is no user's mistake also goes to the log."""
+    """A handler with errors shown as messages on the page; what is not a user's mistake also goes to the log."""
     gr = gradio()
 
     @functools.wraps(handler)
@@ -215,7 +215,7 @@ def _talk_tab(gr: Any, page: Page) -> None:
             turns = gr.Chatbot(label="Conversation", height=360, buttons=["copy"])
             text = gr.Textbox(label="Message", placeholder="what color is the triangle?")
             with gr.Row():
-                send, restart = gr.Button("Send", variant="primary"), gr.Button("Begin anew")
+                send, restart = gr.Button("Send", variant="primary"), gr.Button("Start over")
     gr.on([send.click, text.submit], spoken(page.reply), [model, picture, text, turns, talk],
           [turns, talk, text, picture], api_name="reply")
     restart.click(lambda: ([], None), None, [turns, talk], api_name=False)

@@ -67,7 +67,7 @@ def source_of(name: str) -> Source:
         return Source(model_sections(found)[0].arch, {"run": found.folder})
     arch, _, model_type = named.partition("/")
     if arch not in registry.list_models():
-        raise ConfigError(f"there is no model or run {name!r}; {did_you_mean(arch, registry.list_models())} A run is "
+        raise ConfigError(f"there is no model or run {name!r}; {registry.model.hint(arch)} A run is "
                           "named by its folder, a type as ARCH/TYPE.")
     if model_type and model_type not in model_types(arch):
         raise ConfigError(f"{arch} has no type {model_type!r}; {did_you_mean(model_type, model_types(arch))}")

@@ -155,7 +155,7 @@ def _event(value: Any) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """What a client may read of an error; what is no user's mistake goes to the log instead."""
+    """What a client may read of an error; what is not a user's mistake goes to the log instead."""
     if isinstance(error, (LavisLiteError, Refused)):
         return str(error)
     _log.error("a request failed", exc_info=error)
@@ -245,15 +245,16 @@ def fastapi_package() -> Any:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket with the address, before any model is loaded; clients can connect after `run`.
+    """A socket that listens at the address, before any model is loaded; clients are answered once `run` serves it.
 
     Raises:
-        ConfigError: the address cannot be had.
+        ConfigError: the address cannot be used.
     """
     found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen()  # until then a second server could bind the same address, and fail after its model is loaded
     except OSError as error:
         found.close()
         raise ConfigError(f"--port: {host}:{port} is in use or not of this machine; choose another one "

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from lavis_lite.bench.timing import timed
+from lavis_lite.products import ONEDNN, linear
 
 GPU_PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "A6000": 155e12, "L40S": 362e12}
 """dense FLOP/s in bf16 by a word in the device's name (vendors' nominal figures)"""
@@ -30,8 +31,9 @@ _CPU_ATTENTION: dict[Any, Callable[..., int]] = {
         lambda grad, query, key, value, *more, **named: sdpa_backward_flop_count(
             grad.shape, query.shape, key.shape, value.shape),
 }
-FORMULAS: dict[Any, Callable[..., int]] = {**_CPU_ATTENTION, **flop_registry}
-"""operation -> its FLOPs; torch's table lacks the attention kernels of CPUs"""
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **_CPU_ATTENTION, **flop_registry, ONEDNN: lambda rows, weight, *more, **named: 2 * rows.numel() * len(weight)}
+"""operation -> its FLOPs; torch's table lacks kernels of CPUs"""
 
 
 @dataclass(frozen=True)
@@ -118,5 +120,5 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     on_cpu = device.type == "cpu"
     size, kind, threads = (1024, "cpu", torch.get_num_threads()) if on_cpu else (8192, "wall", 1)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = [getattr(timed(lambda: left @ right, device), kind) / threads for _ in range(4)]
+    seconds = [getattr(timed(lambda: linear(left, right), device), kind) / threads for _ in range(4)]
     return 2.0 * size ** 3 / float(min(seconds))

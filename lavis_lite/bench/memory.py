@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     options = Options(**{**asked["options"], "against": None})
     device = options.torch_device()
     case = cases(options, device, seed=0)[asked["case"]]
-    side = case.sides[asked["side"]]()
+    side = case.build(asked["side"])
     for number in range(TURNS):
         side.turn(case.batch(number))
     print(json.dumps(peak_here(device)))

@@ -107,7 +107,7 @@ def _rows_of(case: Case, number: int, options: Options, peers: Sequence[str], de
     names, peaks = ("ours", *peers), dict[str, int | None]()
     if options.memory and shared.ranks == 1:  # first, since a GPU may not have room for two processes
         peaks = {name: peak_of(options, number, name, shared.threads) for name in names}
-    sides = {name: case.sides[name]() for name in names}
+    sides = {name: case.build(name) for name in names}
     case.check(sides)
     load = os.getloadavg()[0]
     batches = WaitTimer(case.batch, options.warmup + options.steps)

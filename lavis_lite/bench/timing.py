@@ -7,11 +7,16 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from lavis_lite.products import plain
+
+OWN = ("ours", "fp32")
+"""sides that are this package; fp32: without autocast"""
 
 
 class Seconds(NamedTuple):
@@ -33,17 +38,15 @@ class Side:
     Attributes:
         turn: does the work on a batch.
         scale: factor of a turn's seconds, if a batch is a part of the whole that is compared.
-        once: seconds that the whole takes besides, such as caches.
     """
 
     turn: Callable[[Any], object]
     scale: Callable[[Any], float] = one
-    once: Seconds = Seconds(0.0, 0.0)
 
     def seconds(self, batch: Any, device: torch.device) -> Seconds:
         """Do a turn."""
         spent, scale = timed(lambda: self.turn(batch), device), self.scale(batch)
-        return Seconds(*(value * scale + once for value, once in zip(spent, self.once, strict=True)))
+        return Seconds(spent.wall * scale, spent.cpu * scale)
 
 
 @dataclass
@@ -68,6 +71,14 @@ class Case:
     padding: float | None = None
     counted: bool = True
     check: Callable[[Mapping[str, Side]], None] = field(default=lambda sides: None)
+
+    def build(self, name: str) -> Side:
+        """A side; other code multiplies as torch does, also where it shares the layers of this package's model."""
+        if name in OWN:
+            return self.sides[name]()
+        with plain():
+            side = self.sides[name]()
+        return replace(side, turn=plain()(side.turn))
 
 
 def timed(work: Callable[[], object], device: torch.device) -> Seconds:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from lavis_lite.checkpoints.folders import check_folder
 from lavis_lite.checkpoints.weights import one_at_a_time
 from lavis_lite.errors import ConfigError
 from lavis_lite.finite import check_finite
@@ -91,10 +92,12 @@ def load_clip(name: str, device: torch.device) -> ClipRanker:
 
     Raises:
         ConfigError: the model is missing, cannot be fetched, or is not a CLIP model.
+        CheckpointError: it has weights stored as integers.
     """
     ensure_torchvision()
     from transformers import CLIPModel, CLIPProcessor
 
+    check_folder(name, f"--clip {name}")
     try:
         loaded: Any = CLIPModel.from_pretrained(name, output_loading_info=True)
         model, info = loaded

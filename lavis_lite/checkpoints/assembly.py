@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import nn
 
+from lavis_lite.checkpoints.folders import check_folder
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
 from lavis_lite.checkpoints.load import LoadReport, fit_state, frozen_tensors, load_checkpoint, refuse_other_settings
 from lavis_lite.checkpoints.manifest import CHECKPOINTS, CONFIG, hash_of, source_of, stored_record
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.config.schema import ModelConfig, NamesLanguageModel
-from lavis_lite.errors import CheckpointError
+from lavis_lite.errors import CheckpointError, counted, listed
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.provenance import (
     FOLLOWED,
@@ -197,6 +198,8 @@ class Assembly:
             from lavis_lite.models.language.build import load_pretrained
 
             language_model: Any = model.language_model
+            is_quantised = language_model.load_options.quantization is not None
+            check_folder(self._named_model(), "model.llm_model", is_quantised and not self.allow_non_finite)
             load_pretrained(language_model, self._named_model(), self._source("language model", "llm_model"),
                             allow_non_finite=self.allow_non_finite)
         if "qformer_weights" in self.names:
@@ -304,12 +307,11 @@ class Assembly:
 def count_by_part(names: Iterable[str]) -> str:
     """Such as "qformer (206 tensors), query_tokens (1 tensor)"."""
     counts = Counter(name.split(".")[0] for name in names)
-    return ", ".join(f"{part} ({count} tensor{'s' if count != 1 else ''})" for part, count in counts.items())
+    return ", ".join(f"{part} ({counted(count, 'tensor')})" for part, count in counts.items())
 
 
 def _unsupplied(names: list[str], sources: list[str]) -> str:
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (f"{' and '.join(sources)}: {len(names)} frozen tensors of the model are not in it, and nothing else that "
-            f"is named brings them, so they would be random: {', '.join(names[:SHOWN])}{more}. In all: "
+            f"is named brings them, so they would be random: {listed(names, SHOWN)}. In all: "
             f"{count_by_part(names)}. Name the checkpoint that has them: model.pretrained_stage1=PATH is loaded first "
             "(a vision encoder: model.vit_weights=PATH; a language model: model.llm_model=FOLDER).")

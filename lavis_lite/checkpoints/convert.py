@@ -169,7 +169,7 @@ def _merge(section: ModelConfig, path: Path, source: str) -> _Parts:
     if getattr(section, "llm_quantization", None) is not None:
         raise CheckpointError(f"{source}: its adapters were trained over {section['llm_quantization']} weights; added "
                               "to the weights before quantisation they would not compute the same. `--to lite` keeps "
-                              "them apart; to merge them all the same, set llm_quantization: null in its config.yaml.")
+                              "them apart; to merge them anyway, set llm_quantization: null in its config.yaml.")
     precision = {"llm_precision": "fp32"} if "llm_precision" in section else {}
     full = _started(_unplaced(section), path).replaced(**precision)
     model = weights.build_model(full)
@@ -183,9 +183,8 @@ def _merge(section: ModelConfig, path: Path, source: str) -> _Parts:
 
 
 def _started(section: ModelConfig, path: Path) -> ModelConfig:
-    """A section for a model that starts from a checkpoint and from nothing else."""
-    changes = {"load_pretrained": True, "pretrained": str(path), "load_finetuned": False}
-    return section.replaced(**changes)
+    """A section for a model that starts from a checkpoint, after `pretrained_stage1` if it names one."""
+    return section.replaced(load_pretrained=True, pretrained=str(path), load_finetuned=False)
 
 
 def _check(to: str, dtype: str | None, out: str | Path) -> None:

@@ -30,7 +30,7 @@ from lavis_lite.checkpoints.formats.model_card import CARD, model_card
 from lavis_lite.checkpoints.manifest import CONFIG as CONFIG
 from lavis_lite.checkpoints.manifest import RECORD, WEIGHTS
 from lavis_lite.checkpoints.reading import EXTRA
-from lavis_lite.errors import CheckpointError
+from lavis_lite.errors import CheckpointError, listed
 from lavis_lite.io import atomic
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.blip2.base import Blip2Base
@@ -158,7 +158,7 @@ def export_lavis(model: BaseModel, path: str | Path, *, state: Mapping[str, Tens
     tensors = _selected(model, state, whole, besides)
     translated = to_lavis(tensors, language_kind(model) or "opt", model.qformer.cfg.max_positions)
     if translated.unknown:
-        raise CheckpointError(f"LAVIS has no name for {', '.join(translated.unknown[:5])}.")
+        raise CheckpointError(f"LAVIS has no name for {listed(translated.unknown)}.")
     stored, path, origin = cast(translated.tensors, dtype), _new_path(path), origin or CheckpointMetadata()
     content = {"model": stored, "config": {"model": origin.model, "preprocess": origin.preprocess},
                "lavis_lite": __version__}
@@ -252,7 +252,7 @@ def written_by_transformers(model: BaseModel) -> BaseModel:
 
 
 def _check_plain(model: BaseModel, owner: str) -> None:
-    """A language model with adapters has names of its own, and quantised weights are no numbers to others."""
+    """A language model with adapters has names of its own, and quantised weights are not numbers to others."""
     options = getattr(getattr(model, "language_model", None), "load_options", None)
     for key, attribute in (("lora", "lora"), ("llm_quantization", "quantization")):
         if getattr(options, attribute, None) is not None:
@@ -265,7 +265,7 @@ def _check_aside(names: Iterable[str], model: BaseModel) -> None:
     strange = [name for name in names if not any(re.fullmatch(pattern, name) for pattern in WITHOUT_PLACE)]
     if strange:
         raise CheckpointError(f"transformers has no such class as {type(model).__name__}: its BLIP-2 has no place for "
-                              f"{len(strange)} tensors ({', '.join(strange[:5])}). `--to lite` takes every model.")
+                              f"{len(strange)} tensors ({listed(strange)}). `--to lite` takes every model.")
 
 
 def _check_whole(model: BaseModel, tensors: Mapping[str, Tensor], names: Mapping[str, Any] | None = None) -> None:
@@ -317,7 +317,7 @@ def _written(path: Path) -> Iterator[Path]:
 
 def _write(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     save_file(dict(tensors), path, {"format": "pt", **metadata})
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    path.chmod(0o644)  # safetensors writes for the owner only
 
 
 def _write_shards(tensors: Mapping[str, Tensor], folder: Path, shard_size: int | str) -> None:

@@ -27,7 +27,7 @@ from lavis_lite.checkpoints.manifest import CONFIG, WEIGHTS, json_object, safete
 from lavis_lite.checkpoints.reading import Content, read_content, read_extra, take_off_wrappers
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.config.named import model_types, type_content
-from lavis_lite.errors import CheckpointError
+from lavis_lite.errors import CheckpointError, listed
 from lavis_lite.finite import check_weights
 from lavis_lite.models.base import BaseModel, frozen_roots
 from lavis_lite.models.vision.encoder import VisionEncoder
@@ -92,7 +92,7 @@ def load_checkpoint(model: BaseModel, source: str | Path, *, allowed_missing: It
         source: a run's checkpoint folder, a .safetensors file, a LAVIS .pth, or a folder from the Hugging Face hub.
         allowed_missing: names (regular expressions) of the model that the file may lack: parts that start afresh.
         allowed_unexpected: names (regular expressions, ours) that the model may lack: parts that it dropped.
-        only: load these names of the model alone; the file may lack the others. None: all.
+        only: load these names of the model only; the file may lack the others. None: all.
         allow_non_finite: load tensors that hold NaN or infinity too.
 
     Raises:
@@ -233,8 +233,7 @@ def _notes(content: Content, taken: list[str]) -> list[str]:
                     if tensor.is_floating_point() and tensor.dtype.itemsize < 4})
     notes += [f"stored in {' and '.join(kinds)}"] if kinds else []
     if content.foreign:
-        notes.append(f"objects that were not read: {', '.join(content.foreign[:3])}"
-                     + (f" and {len(content.foreign) - 3} more" if len(content.foreign) > 3 else ""))
+        notes.append(f"objects that were not read: {listed(content.foreign, 3)}")
     return [*content.notes, *notes]
 
 

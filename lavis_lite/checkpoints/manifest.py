@@ -244,13 +244,14 @@ def hash_of(path: str | Path) -> str:
     facts = [file.stat() for file in found]
     if not found or sum(fact.st_size for fact in facts) > MOST_HASHED:
         return ""
-    hashes = [_hash_file(file, fact.st_size, fact.st_mtime_ns) for file, fact in zip(found, facts, strict=True)]
+    hashes = [_hash_file(file, fact.st_size, fact.st_mtime_ns, fact.st_ctime_ns)
+              for file, fact in zip(found, facts, strict=True)]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @lru_cache(maxsize=64)
-def _hash_file(path: Path, size: int, changed: int) -> str:
-    """Of one file; kept while its size and the time of its last change stay the same."""
+def _hash_file(path: Path, size: int, *times: int) -> str:
+    """Of one file; kept while its size and the times of its last change stay the same."""
     return atomic.file_sha256(path)
 
 

@@ -76,7 +76,7 @@ def _sections(content: Mapping[str, Any], where: str | Path) -> CheckpointMetada
     """Sections `model` and `preprocess` as they were written; absent ones are empty.
 
     Raises:
-        CheckpointError: they are no mappings.
+        CheckpointError: they are not mappings.
     """
     found = {name: content.get(name) for name in ("model", "preprocess")}
     _check_shapes(found, where)

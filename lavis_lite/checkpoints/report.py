@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from lavis_lite.checkpoints.reading import ADAPTERS_ALONE
-from lavis_lite.errors import CheckpointError, nearest
+from lavis_lite.errors import CheckpointError, listed, nearest
 
 SHOWN = 5
 """names shown of each kind of error"""
@@ -58,9 +58,8 @@ def seems_to_be(names: Iterable[str]) -> str:
         if any(re.fullmatch(pattern, name) for name in names):
             arch = "" if words.endswith(_CONNECTED) else likely_arch(names)
             return f"{words} (arch {arch})" if arch else words
-    shown = ", ".join(names[:SHOWN])
     beginnings = describe_beginnings(names)
-    return f"no layout known here (its first names: {shown}{'; ' + beginnings if beginnings else ''})"
+    return f"no layout known here (its first names: {listed(names, SHOWN)}{'; ' + beginnings if beginnings else ''})"
 
 
 def likely_arch(names: Iterable[str]) -> str:
@@ -120,30 +119,30 @@ def describe_unknown(unknown: Sequence[str], model_names: Iterable[str]) -> str:
     adapters = any(".lora_" in name for name in unknown)
     hint = (" (LoRA adapters: give the model the same `lora:` section, or merge them: `python -m lavis_lite convert "
             "--to lite --merge-lora`)") if adapters else ""
-    return f"{len(unknown)} not in the model: {_list(lines, len(unknown))}{hint}"
+    return f"{len(unknown)} not in the model: {listed(lines, SHOWN, '; ', len(unknown))}{hint}"
 
 
 def describe_missing(missing: Sequence[str]) -> str:
     """A sentence on names of the model that the file lacks."""
-    return f"{len(missing)} of the model's not in the file: {_list(missing[:SHOWN], len(missing))}"
+    return f"{len(missing)} of the model's not in the file: {listed(missing, SHOWN, '; ')}"
 
 
 def describe_shapes(shapes: Shapes) -> str:
     """A sentence on tensors of another shape: (name, in the file, in the model)."""
     lines = []
-    for name, theirs, own in shapes[:SHOWN]:
+    for name, theirs, own in shapes:
         transposed = " (transposed)" if theirs == own[::-1] and len(own) == 2 else ""
         lines.append(f"{name} is {list(theirs)} in the file, {list(own)} in the model{transposed}")
     hint = ""
     if any(theirs == (0,) for _, theirs, _ in shapes):
         hint = (" (empty tensors are left by DeepSpeed's ZeRO-3: join its shards with `python zero_to_fp32.py FOLDER "
                 "model.bin`)")
-    return f"{len(shapes)} of another shape: {_list(lines, len(shapes))}{hint}"
+    return f"{len(shapes)} of another shape: {listed(lines, SHOWN, '; ')}{hint}"
 
 
 def describe_kinds(kinds: Sequence[tuple[str, str]]) -> str:
-    """A sentence on tensors that are no plain real numbers: (name, dtype, layout or what else is wrong)."""
-    lines = [f"{name} ({kind})" for name, kind in kinds[:SHOWN]]
+    """A sentence on tensors that are not plain real numbers: (name, dtype, layout or what else is wrong)."""
+    lines = [f"{name} ({kind})" for name, kind in kinds]
     first = kinds[0][1]
     if "meta" in first:
         way_on = "Such a model was never loaded: save it after its weights are on a device"
@@ -151,11 +150,7 @@ def describe_kinds(kinds: Sequence[tuple[str, str]]) -> str:
         way_on = "Save v.to_dense() of each"
     else:
         way_on = "Quantised weights must be turned back before they are saved (transformers: model.dequantize())"
-    return f"{len(kinds)} not stored as real numbers: {_list(lines, len(kinds))}. {way_on}"
-
-
-def _list(shown: Sequence[str], total: int) -> str:
-    return "; ".join(shown) + (f"; and {total - len(shown)} more" if total > len(shown) else "")
+    return f"{len(kinds)} not stored as real numbers: {listed(lines, SHOWN, '; ')}. {way_on}"
 
 
 def rename_command(source: str, names: Iterable[str]) -> str:
@@ -175,7 +170,7 @@ def rename_command(source: str, names: Iterable[str]) -> str:
 def choose_command(source: str, parts: Iterable[str]) -> str:
     """A sentence on a file of several dictionaries of tensors, and the command that saves one of them alone."""
     parts = list(parts)
-    return (f"It holds {len(parts)} dictionaries of tensors ({', '.join(map(repr, parts[:SHOWN]))}). If one of them is "
+    return (f"It holds {len(parts)} dictionaries of tensors ({listed([*map(repr, parts)], SHOWN)}). If one of them is "
             f"the model, save it alone: python -c \"import torch; c = torch.load('{source}', map_location='cpu'); "
             f"torch.save(c['{parts[-1]}'], 'model.pth')\"")
 

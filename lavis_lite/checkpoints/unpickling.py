@@ -116,7 +116,7 @@ def _stand_ins(classes: list[str]) -> Iterator[None]:
 def foreign_classes(path: Path) -> list[str]:
     """Full names of the classes and functions that a file mentions and that torch does not read by itself, sorted.
 
-    The file is only disassembled. Empty where it is no pickle at all.
+    The file is only disassembled. Empty where it is not a pickle at all.
     """
     try:
         found = {full for stream in _pickles(path) for full in _globals(stream)}

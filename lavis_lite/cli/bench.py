@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--steps", type=int, default=6, help="timed turns of each side (default: 6)")
     arguments.add_argument("--warmup", type=int, default=1, help="turns before these (default: 1)")
     arguments.add_argument("--ranks", type=int, default=1,
-                           help="training on so many processes of this machine, with DDP; without peers")
+                           help="number of processes of this machine for training, with DDP; without peers")
     arguments.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1")
     arguments.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                            help="of training steps; auto: bf16 on a GPU, fp32 on a CPU")
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--full", action="store_true", help="texts of 32 tokens: batches without padding")
     arguments.add_argument("--instruct", action="store_true",
                            help="stage2: InstructBLIP; its Q-Former reads prompts, too, of 5 to 32 tokens")
-    arguments.add_argument("--workers", type=int, help="training steps get their images from a loader with so many "
+    arguments.add_argument("--workers", type=int, help="training steps get their images from a loader with this many "
                                                        "processes; without peers")
     arguments.add_argument("--images", metavar="FOLDER",
                            help="JPEG files of 640x480 pixels for loader and --workers (default: generated ones)")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lavis_lite.models.decoding import Decoding
     from lavis_lite.models.language.chat import Chat
 
-HELP = "/image PATH adds a picture to your next words, /reset begins anew, /quit or the end of the input leaves"
+HELP = "/image PATH adds a picture to your next words, /reset starts over, /quit or the end of the input leaves"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     add_model(arguments, "vision_language")
     arguments.add_argument("--image", nargs="+", default=[], metavar="PATH", help="pictures of your first turn")
     arguments.add_argument("--message", action="append", metavar="TEXT",
-                           help="a turn of yours, or several; without it they are read from the terminal")
+                           help="one of your turns, or several; without it they are read from the terminal")
     arguments.add_argument("--template", help="how turns become text (default: the model's own); see "
                                               "docs/guide/conversations.md")
     arguments.add_argument("--system", help="the system turn (default: the template's)")

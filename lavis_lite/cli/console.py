@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from lavis_lite.config.recipes import counterpart, find_recipe, unknown_recipe, without_counterpart
 from lavis_lite.errors import ConfigError, ErrorList, nearest, shown
 from lavis_lite.io.files import why_not_writable
+from lavis_lite.process.launch import named_rank
 
 if TYPE_CHECKING:
     from lavis_lite.config.compose import Composition
@@ -149,7 +149,7 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]], below: Sequence[
 
 def print_once(text: str, file: TextIO | None = None) -> None:
     """Print a line in the first of all processes; to standard output by default."""
-    if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
+    if named_rank() in ("", "0"):
         print(text, file=file or sys.stdout, flush=True)
 
 

@@ -43,7 +43,7 @@ def card(name: str, entries: Sequence[Entry] | None = None, level: str = "#", wi
         name: of the data set.
         entries: its types; None: looked up.
         level: of its heading.
-        with_keys: whether it has the keys of the samples, which depend on the builder alone.
+        with_keys: whether it has the keys of the samples, which depend only on the builder.
     """
     text = [f"{level} {name}\n\n{comment(name)}\n"]
     for entry in entries or entries_of(name):

@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     if chosen.sheet is not None and chosen.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ConfigError(f"--sheet {chosen.sheet}: the sheet is a picture; its name ends in .png, .jpg or .jpeg.")
     if chosen.write_yaml is not None and not is_file(chosen):
-        raise ConfigError("--write-yaml goes with a FILE or DIR; a data set of the package has recipes already.")
+        raise ConfigError("--write-yaml needs a FILE or DIR; a data set of the package has recipes already.")
     how = check_options(chosen)
     name, section, notes, training = chosen_section(chosen)
     report = examine(chosen.target, builder_of(name, section), how, chosen.splits, notes, training)

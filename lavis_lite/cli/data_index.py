@@ -9,7 +9,7 @@ from typing import get_args
 from lavis_lite.cli.console import command_parser
 from lavis_lite.datasets.shards import scan as shard_scan
 from lavis_lite.datasets.shards.members import Dots
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import ConfigError, DataError, counted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,7 +38,5 @@ def main(argv: Sequence[str]) -> int:
         print(f"{chosen.folder} has an index; --again replaces it")
         return 0
     index = shard_scan.index_folder(chosen.folder, chosen.keep, chosen.skip_bad, chosen.workers, dots=chosen.dots)
-    samples, shards = (f"{count} {what}{'s' if count > 1 else ''}" for count, what in
-                       ((index.samples, "sample"), (len(index.shards), "shard")))
-    print(f"{samples} in {shards}: {chosen.folder}")
+    print(f"{counted(index.samples, 'sample')} in {counted(len(index.shards), 'shard')}: {chosen.folder}")
     return 0

@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     add_models(arguments, "the packaged mini models")
     arguments.add_argument("--folder", default="", help="pictures to search")
     arguments.add_argument("--host", default=LOOPBACK[0],
-                           help="address to listen on (default: this machine alone). On another address the page "
+                           help="address to listen on (default: this machine only). On another address the page "
                                 "offers the models of --model and the pictures of --folder, and no others")
     arguments.add_argument("--port", type=port, default=7860, help="0: any free one")
     arguments.add_argument("--max-upload", type=int, default=10, metavar="MB", help="largest file that is accepted")
@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
 def add_models(arguments: argparse.ArgumentParser, default: str) -> None:
     """Add the arguments that name models and say how they are loaded."""
     arguments.add_argument("--model", nargs="+", metavar="NAME",
-                           help=f"ARCH, ARCH/TYPE or the folder of a run; @CHECKPOINT behind it (default: {default})")
+                           help=f"ARCH, ARCH/TYPE or the folder of a run, each with @CHECKPOINT if needed "
+                                f"(default: {default})")
     add_placement(arguments)
     arguments.add_argument("--allow-untrained", action="store_true", help="as `generate` takes it")
 

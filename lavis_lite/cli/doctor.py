@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 import lavis_lite
 from lavis_lite.cli.console import add_config, command_parser
 from lavis_lite.config.compose import compose
-from lavis_lite.errors import LavisLiteError
+from lavis_lite.errors import LavisLiteError, counted
 from lavis_lite.io.files import cache_root
 from lavis_lite.preflight import check, fetch_hint, missing
 from lavis_lite.process import exits
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         problems += found
     for problem in problems:
         print(f"  problem: {problem}")
-    print(f"\n{len(problems)} problem{'s' if len(problems) != 1 else ''} found.")
+    print(f"\n{counted(len(problems), 'problem')} found.")
     if any(problem.startswith("missing: ") for problem in problems):
         print(f"fetch what can be fetched with: {fetch_hint(chosen.cfg_path)}")
     return exits.PROBLEMS if problems else exits.SUCCESS

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
         "--model blip2_t5_instruct", "--model output/chat --host 0.0.0.0 --token-file token.txt"])
     add_models(arguments, "blip2_t5_instruct")
     arguments.add_argument("--host", default=LOOPBACK[0],
-                           help="address to listen on (default: this machine alone); another one needs a token")
+                           help="address to listen on (default: this machine only); another one needs a token")
     arguments.add_argument("--port", type=port, default=8000, help="0: any free one")
     arguments.add_argument("--token-file", metavar="FILE",
                            help=f"its first line is the token that requests must bring (default: ${TOKEN})")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def token_of(chosen: argparse.Namespace) -> str:
-    """The token that requests must bring; "" on this machine alone if none is given.
+    """The token that requests must bring; "" on this machine only if none is given.
 
     Raises:
         ConfigError: other machines could ask without one, or the file cannot be read.

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from lavis_lite.cli.console import columns, command_parser
-from lavis_lite.errors import RegistryError, did_you_mean
-from lavis_lite.zoo import ZooRow, describe, list_models
+from lavis_lite.errors import RegistryError
+from lavis_lite.registry import registry
+from lavis_lite.zoo import ZooRow, describe
 
 HEAD = ("arch", "model_type", "parameters", "status", "weights")
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 def no_model(pattern: str) -> RegistryError:
     """The error for a pattern that matches no arch."""
-    return RegistryError(f"no model matches {pattern!r}; {did_you_mean(pattern, list_models())}")
+    return RegistryError(f"no model matches {pattern!r}; {registry.model.hint(pattern)}")
 
 
 def table(rows: Sequence[ZooRow]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavis_lite import redaction
@@ -54,7 +54,7 @@ class Composition:
     """A composed run.
 
     Attributes:
-        tree: the merged layers.
+        tree: the merged layers, interpolations as written.
         provenance: dotted key -> name of the layer that set it.
         unset: dotted keys that a layer set to null over another layer's value.
         named: dotted keys of the defaults of its model type and data sets.
@@ -132,8 +132,7 @@ def _replaced() -> list[str]:
 
 def overlaid(composition: Composition, layer: Layer) -> Composition:
     """A composed run with one more layer on top. Errors that do not come from types are kept."""
-    tree: Any = OmegaConf.to_container(composition.tree, resolve=False)
-    again = Composition([Layer("composed", tree), layer])
+    again = Composition([Layer("composed", composition.tree), layer])
     again.unset, again.named = again.unset | composition.unset, composition.named
     again.provenance = {**composition.provenance, **{key: layer.name for key, _ in flatten(layer.content)}}
     _type_run(again)
@@ -202,8 +201,9 @@ def _add_folders(folders: Sequence[str], cfg_path: Path) -> list[str]:
     return errors
 
 
-def default_layers(chosen: DictConfig) -> tuple[list[Layer], list[str]]:
+def default_layers(chosen: Mapping[str, Any]) -> tuple[list[Layer], list[str]]:
     """The layers of a run's model type and data sets, and errors of their names."""
+    chosen = OmegaConf.create(dict(chosen)) if _has_interpolations(chosen) else chosen
     model = chosen.get("model") or {}
     arch, model_type = (str(_filled_in(model, key, getattr(ModelConfig, key))) for key in ("arch", "model_type"))
     layers, errors = model_layers(arch, model_type, is_named=model.get("model_type") is not None)
@@ -244,9 +244,8 @@ def _type_run(composition: Composition) -> None:
         provenance=composition.provenance)
     gone = [key for key in checker.left_out
             if not any(f"{other}.".startswith(f"{key}.") for other in composition.named)]
-    as_written: Any = without(OmegaConf.to_container(composition.tree, resolve=False), gone)  # type: ignore[arg-type]
-    composition.tree = OmegaConf.create(as_written)
-    config.as_written = dict(_interpolations(as_written))
+    composition.tree = without(composition.tree, gone)
+    config.as_written = dict(_interpolations(composition.tree))
     _fill_processors(config)
     _prefer_own_prompt(config)
     references_of_run(config)
@@ -254,14 +253,14 @@ def _type_run(composition: Composition) -> None:
     composition.errors += checker.errors
 
 
-def _resolved(tree: DictConfig) -> dict[str, Any]:
+def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
     """The plain containers of a merged tree, with interpolations resolved.
 
     Raises:
         ConfigError: an interpolation cannot be resolved, or its value is not plain.
     """
     try:
-        found = OmegaConf.to_container(tree, resolve=True)
+        found = OmegaConf.to_container(OmegaConf.create(tree), resolve=True) if _has_interpolations(tree) else tree
     except RecursionError as error:
         raise ConfigError("an interpolation cannot be resolved: it refers to itself.") from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:
@@ -279,6 +278,11 @@ def _interpolations(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
             yield from _interpolations(value, (*path, str(key)))
     elif "${" in str(tree):
         yield path, tree
+
+
+def _has_interpolations(tree: Any) -> bool:
+    """Whether OmegaConf is needed: it takes longer than all else of a composition."""
+    return any(_interpolations(tree))
 
 
 def _section_class(kind: Registry[Any], name: str, base: type) -> Any:
@@ -367,7 +371,7 @@ def to_yaml(composition: Composition, with_layers: bool = False) -> str:
 
     Interpolations stay as written, so that no environment variable gets into a file or a log.
     """
-    tree: Any = OmegaConf.to_container(composition.tree, resolve=False)
+    tree = composition.tree
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
     return redaction.mask(_annotate(tree, composition) if with_layers else text)
 

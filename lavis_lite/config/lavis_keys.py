@@ -68,7 +68,8 @@ def translated(name: str, section: Mapping[str, Any], note: Report, error: Repor
 def _keys_of_others(name: str, found: dict[str, Any], error: Report) -> None:
     """Keys that some sections write in another place, and those of other senses."""
     if (ratio := _take(found, ["sample_ratio"])) is not None:
-        error(f"datasets.{name}.sample_ratio", f"the run has it: run.train_dataset_ratios: {{{name}: {ratio}, ...}}.")
+        error(f"datasets.{name}.sample_ratio", f"the run has it: run.train_dataset_ratios: {{{name}: {ratio}, ...}}."
+              if not isinstance(ratio, Mapping) else "ratios by step are its sampling_factor.")
     for key, other in RENAMED.items():
         if (value := _take(found, key.split("."))) is not None:
             _put(found, other.split("."), value)

@@ -1,7 +1,7 @@
 """Reading the layers a configuration is made of: YAML files, their `base:` chains and command-line overrides.
 
 What a YAML file or an option gives is plain values, or a clear error: null, true and false, numbers of 64 bits, text,
-lists, and sections with text as keys. So everything behind `plain` meets no dates, bytes, paths or sets from typed YAML
+lists, and sections with text as keys. So everything after `plain` meets no dates, bytes, paths or sets from typed YAML
 tags, no text that no file name, terminal or file can hold, no interpolation that cannot be parsed, no endless nesting.
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavis_lite.config.sections import settings_of_others
-from lavis_lite.errors import ConfigError, did_you_mean, shown
+from lavis_lite.errors import ConfigError, did_you_mean, listed, shown
 
 DEEPEST = 40
 """sections within sections"""
@@ -76,7 +76,7 @@ def _text_problem(text: str) -> str:
     if "\0" in text:
         return "has a null character"
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        return "has half of a surrogate pair, or a byte that is no text in this locale (PYTHONUTF8=1 reads UTF-8)"
+        return "has half of a surrogate pair, or a byte that is not text in this locale (PYTHONUTF8=1 reads UTF-8)"
     return ""
 
 
@@ -141,8 +141,8 @@ def _require_file(path: Path, wanted_by: str) -> None:
     """Raise a ConfigError with a hint if a path is a folder or missing."""
     if path.is_dir():
         inside = sorted(other.name for other in path.glob("*.yaml"))
-        named = ", ".join(inside[:5]) + (f", ... ({len(inside)} in all)" if len(inside) > 5 else "")
-        raise ConfigError(f"{path} is a folder{wanted_by}; give a YAML file{f' in it: {named}' if inside else ''}.")
+        named = f" in it: {listed(inside)}" if inside else ""
+        raise ConfigError(f"{path} is a folder{wanted_by}; give a YAML file{named}.")
     if not path.is_file():
         siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         hint = f" In {path.parent}: {did_you_mean(path.name, siblings)}" if siblings else ""
@@ -296,7 +296,7 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield dotted, value
 
 
-def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
+def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
     """All layers merged (later wins) and, per dotted key, the name of the layer that set it.
 
     A data set with the section null is removed, so a derived YAML can drop a data set of its base. A layer that names
@@ -315,7 +315,7 @@ def merge(layers: Sequence[Layer]) -> tuple[DictConfig, dict[str, str]]:
     datasets = merged.get("datasets")
     if isinstance(datasets, dict):
         merged["datasets"] = {name: section for name, section in datasets.items() if section is not None}
-    return OmegaConf.create(merged), provenance
+    return merged, provenance
 
 
 def named_hooks(run: Any) -> Any:
@@ -362,6 +362,14 @@ def without(content: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         elif not rest:
             copy.pop(first, None)
     return copy
+
+
+def over(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested sections with changes on top, as a layer lies on another; both stay as they are."""
+    result: dict[str, Any] = {}
+    for layer in (content, changes):
+        _overlay(result, layer)
+    return result
 
 
 def _overlay(target: dict[str, Any], source: Mapping[str, Any]) -> None:

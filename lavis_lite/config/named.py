@@ -17,10 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lavis_lite.config.lavis_keys import type_of_files, without_row
-from lavis_lite.config.layers import Layer, base_chain, merge, read_yaml, section_errors
+from lavis_lite.config.layers import Layer, base_chain, merge, over, read_yaml, section_errors
 from lavis_lite.config.schema import ModelConfig, OpenSection, RunConfig
 from lavis_lite.errors import ConfigError, RegistryError, did_you_mean
 from lavis_lite.registry import Registry, load_plugins, registry
@@ -45,10 +43,14 @@ def _yaml_files(kind: str) -> dict[str, Path]:
         raise ConfigError(f"environment: {FOLDERS_VARIABLE}: there is no folder {missing[0]}.")
     found: dict[str, Path] = {}
     for folder in dict.fromkeys(path.resolve() for path in (CONFIGS, *more, *registry.config_folders)):
-        for path in sorted((folder / kind).glob("*.yaml")):
-            if path.stem in found:
-                raise ConfigError(f"{path}: the name {path.stem!r} is taken by {found[path.stem]}; rename the file.")
-            found[path.stem] = path
+        home = folder / kind
+        for name in sorted(os.listdir(home)) if home.is_dir() else ():  # much faster than Path.glob
+            stem, kind_of_file = os.path.splitext(name)
+            if kind_of_file != ".yaml":
+                continue
+            if stem in found:
+                raise ConfigError(f"{home / name}: the name {stem!r} is taken by {found[stem]}; rename the file.")
+            found[stem] = home / name
     return found
 
 
@@ -124,8 +126,7 @@ def type_content(arch: str, model_type: str) -> dict[str, Any]:
     layers, errors = model_layers(arch, model_type)
     if errors:
         raise ConfigError(errors[0])
-    content: Any = OmegaConf.to_container(merge(layers)[0], resolve=False)
-    return dict(content)
+    return merge(layers)[0]
 
 
 def _archs_with(model_type: str) -> str:
@@ -167,10 +168,11 @@ def _rows(name: str, path: Path) -> dict[str, Any]:
     base, changes = content.pop("base", None), content.pop("changes", None) or {}
     rows: dict[str, Any] = {}
     if base is not None:
-        if base not in dataset_files():
+        files = dataset_files()
+        if base not in files:
             hint = did_you_mean(str(base), dataset_names())
             raise ConfigError(f"{path}: base: there is no data set {base!r}; {hint}")
-        rows = {kind: OmegaConf.to_container(OmegaConf.merge(row, changes)) for kind, row in dataset_rows(base).items()}
+        rows = {kind: over(row, changes) for kind, row in _rows(base, files[base]).items()}
     for kind, row in content.items():
         if not isinstance(row, Mapping):
             raise ConfigError(f"{path}: {kind}: must be a section, as every type of a data set is (or `base` with "
@@ -179,7 +181,7 @@ def _rows(name: str, path: Path) -> dict[str, Any]:
     for kind, row in rows.items():
         if "as" in row:  # another name of a type, with changes
             changes = {key: value for key, value in row.items() if key != "as"}
-            rows[kind] = OmegaConf.to_container(OmegaConf.merge(rows[row["as"]], changes))
+            rows[kind] = over(rows[row["as"]], changes)
     return rows
 
 
@@ -197,10 +199,12 @@ def _rows_of_builder(name: str, wanted: str) -> dict[str, Any] | None:
 
 def dataset_layer(name: str, section: Mapping[str, Any]) -> tuple[list[Layer], list[str]]:
     """(the default layer of a data set if it has one, errors of its name or type)."""
-    if name not in dataset_files():
+    files = dataset_files()
+    if name not in files:
         load_plugins()
-    path = None if registry.builder.is_own(name) else dataset_files().get(name)  # a user's class before a row
-    rows = (dataset_rows(name) if path is not None
+        files = dataset_files()
+    path = None if registry.builder.is_own(name) else files.get(name)  # a user's class before a row
+    rows = (_rows(name, path) if path is not None
             else _rows_of_builder(name, str(section.get("type") or "default")))
     if rows is None:
         if section.get("builder") or name in registry.builder:

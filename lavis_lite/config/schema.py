@@ -7,6 +7,7 @@ a dataclass derived from one of these, as its attribute `config_class`. LAVIS' n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lavis_lite.config.sections import (
@@ -56,6 +57,11 @@ class ModelConfig(Section):
     def errors(self, run: RunConfig) -> list[tuple[str, str]]:
         """Errors beyond keys and types, each as (key of this section, sentence); called before anything is built."""
         return []
+
+    def starting_from(self, checkpoint: str | Path) -> dict[str, Any]:
+        """Keys and values with which the model starts from one checkpoint, and from no other."""
+        return {"load_pretrained": True, "pretrained": str(checkpoint), "load_finetuned": False,
+                "pretrained_stage1": None}
 
 
 @dataclass
@@ -135,8 +141,9 @@ class DatasetConfig(Section):
     """of builders written for LAVIS; the package's own have none"""
     prepare: str | None = None
     """name of a generator that writes the data set's files on first use (mini_world)"""
-    sampling_factor: float = 1.0
-    """factor on this set's probability if each step draws from one set (run.sampling)"""
+    sampling_factor: float | dict[str, float] = 1.0
+    """factor on this set's probability if each step draws from one set (run.sampling). By step it changes during the
+    run: {0: 1.0, 1000: 0.2} falls in a straight line to 0.2, and stays there from step 1,000 on"""
     train_size: int | None = None
     """published number of training samples, from which `--dry-run` computes probabilities if files are missing"""
 

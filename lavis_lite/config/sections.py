@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from inspect import signature
 from typing import Any, ClassVar, Literal, TypeVar
 
+from lavis_lite.errors import UndefinedMethodError
 from lavis_lite.registry import registry
 
 S = TypeVar("S", bound="Section")
@@ -51,7 +52,7 @@ class OpenSection(Section):
     @classmethod
     def opened(cls, content: Mapping[str, Any]) -> type[OpenSection]:
         """The section's class for these keys, with a field for each that is taken."""
-        raise NotImplementedError(f"{cls.__name__} must define opened")
+        raise UndefinedMethodError.of(cls, "opened")
 
 
 @dataclass
@@ -267,7 +268,7 @@ def settings_of_others(merged: Mapping[str, Any], content: Mapping[str, Any]) ->
 
 def _names_another(merged: Mapping[str, Any], content: Mapping[str, Any], path: tuple[str, ...], key: str) -> bool:
     before, now = _inside(merged, path), _inside(content, path)
-    return bool(before) and now.get(key, before.get(key)) != before.get(key)
+    return key in before and now.get(key, before[key]) != before[key]
 
 
 def _inside(tree: Any, path: Sequence[str]) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ Each collects every error instead of stopping at the first.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import sys
 import types
@@ -65,7 +66,7 @@ class Checker:
             cls = cast("type[D]", opened)
             self.notes += [f"{self.where(f'{path}.{key}')}: {path}.{key}: nothing in the source of "
                            f"{opened.reader.__name__} reads it." for key in sorted(opened.unread)]
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         values: dict[str, Any] = {}
         for key, value in content.items():
@@ -116,6 +117,9 @@ class Checker:
             ok, converted = trial.convert(value, option, path)
             if ok and not trial.errors:
                 return True, converted
+        alike = [option for option in options if _is_of_kind(value, option)]
+        if len(alike) == 1:
+            return self.convert(value, alike[0], path)  # its error says more: which entry is wrong, and how
         self.error(path, f"must be {_names(options)}, not {shown(value)}.")
         return False, None
 
@@ -167,6 +171,13 @@ class Checker:
         return True
 
 
+def _is_of_kind(value: Any, hint: Any) -> bool:
+    """Whether a section, a list or a number was meant for a type, whatever is wrong inside."""
+    kind = typing.get_origin(hint) or hint
+    return any(isinstance(value, given) and kind is wanted
+               for given, wanted in ((Mapping, dict), (list, list), (float, float)))
+
+
 def _takes_null(hint: Any) -> bool:
     """Whether null is a value of a type."""
     return hint is Any or type(None) in typing.get_args(hint)
@@ -197,6 +208,12 @@ def _is_plain_hint(hint: Any) -> bool:
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list",
           dict: "a section"}
+
+
+@functools.lru_cache(maxsize=256)
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of a section's keys, kept: Python compiles each annotation."""
+    return typing.get_type_hints(cls)
 
 
 def _names(hints: list[Any]) -> str:

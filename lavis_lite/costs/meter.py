@@ -128,7 +128,7 @@ class _Live(TorchDispatchMode):
         self.most_activations = max(self.most_activations, self.alive - self.in_gradients)
 
     def take_gradient(self, parameter: Tensor) -> None:
-        """A gradient is complete: it is no activation any more."""
+        """A gradient is complete: it is not an activation any more."""
         assert parameter.grad is not None
         key = parameter.grad.untyped_storage()._cdata
         if key in self.sizes and key not in self.gradients:

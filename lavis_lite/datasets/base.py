@@ -13,6 +13,7 @@ from lavis_lite.datasets.annotations.kinds import BETWEEN_NAMES
 from lavis_lite.datasets.annotations.tables import RowTable
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.protocols import Located
+from lavis_lite.errors import UndefinedMethodError
 
 Sample = dict[str, Any]
 
@@ -35,7 +36,7 @@ class BaseDataset:
         return False
 
     def __len__(self) -> int:
-        raise NotImplementedError(f"{type(self).__name__} must define __len__")
+        raise UndefinedMethodError.of(self, "__len__")
 
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """Sample of a row; all randomness comes from `rng`.
@@ -43,7 +44,7 @@ class BaseDataset:
         Raises:
             BadSample: its image cannot be used.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define sample")
+        raise UndefinedMethodError.of(self, "sample")
 
     def evaluation_order(self) -> Sequence[int]:
         """All rows in the order in which batches are best made of them: the same in every process."""

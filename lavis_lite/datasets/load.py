@@ -44,7 +44,7 @@ def load_dataset(name: str, cfg_path: str | Path | None = None, vis_path: str | 
     cfg = composition.config.datasets[name]
     if vis_path is not None:
         getattr(cfg.build_info, data_type or cfg.data_type).storage = str(vis_path)
-    _own_processors_only(cfg, composition.tree.datasets[name])
+    _own_processors_only(cfg, composition.tree["datasets"][name])
     builder = registry.get_builder_class(cfg.builder or name)(name, cfg)
     builder.as_written = True
     made = ((split, builder.build(split, split.startswith("train"))) for split in builder.splits())

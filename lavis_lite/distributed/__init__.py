@@ -224,11 +224,6 @@ def plan_rows(indices: Tensor, batch: int, read: Tensor | None = None) -> RowPla
                    extras)
 
 
-def fetch_rows(rows: Tensor, indices: Tensor) -> Tensor:
-    """Rows float[M, ...] of the global batch by their global index int64[M]; see `plan_rows`. Collective."""
-    return plan_rows(indices, rows.shape[0]).fetch(rows)
-
-
 # tensors of which every rank holds a part (DTensor); a whole tensor goes through unchanged --------------------------
 def is_sharded(tensor: Any) -> bool:
     """Whether this rank has only a part of it."""

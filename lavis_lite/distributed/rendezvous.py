@@ -27,7 +27,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
     TCPStore,
 )
 
-from lavis_lite.errors import DistributedError
+from lavis_lite.errors import DistributedError, listed
 
 MESSAGE_AFTER = 5.0
 """seconds of waiting"""
@@ -162,8 +162,7 @@ def _token(roster: str) -> str:
 
 
 def _ranks(ranks: list[int]) -> str:
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {listed(ranks, 8)}"
 
 
 def _first_line(error: BaseException) -> str:

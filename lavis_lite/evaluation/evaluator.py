@@ -91,7 +91,7 @@ class Evaluator:
         found = {}
         for split in splits:
             own = {name: parts[split] for name, parts in datasets.items() if split in parts}
-            scores = self.split(own, split, measured)  # draws depend on the weights' step alone
+            scores = self.split(own, split, measured)  # draws depend only on the weights' step
             extra = {} if measured == step else {"checkpoint_step": measured}
             self.tracker.record({"step": step, "epoch": epoch, "split": split, **extra, **scores})
             problem = self.write(split, measured, scores, self.weights(measured)) if distributed.is_main() else ""

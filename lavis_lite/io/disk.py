@@ -19,7 +19,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def cannot_write(path: Path, error: BaseException, needed: int = 0, what: str = "") -> str:
-    """One or two sentences: what could not be written, where, why, and the way on.
+    """One or two sentences: what could not be written, where, why, and what to do.
 
     Args:
         path: the file or folder.

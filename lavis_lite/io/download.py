@@ -85,7 +85,7 @@ def split(url: str) -> SplitResult:
     """
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises where it is no number
+        _ = parts.port  # raises where it is not a number
         if parts.scheme in ("http", "https"):
             _check_host(url, parts.hostname or "")
     except (ValueError, UnicodeError) as error:
@@ -111,7 +111,7 @@ def is_this_machine(url: str) -> bool:
 
 
 def _request(url: str, have: int) -> urllib.request.Request:
-    """A request for a URL, or for what lies behind its first `have` bytes; a password in it becomes a header."""
+    """A request for a URL, or for what follows its first `have` bytes; a password in it becomes a header."""
     parts = split(url)
     user, _, place = parts.netloc.rpartition("@")
     host = place.encode("idna").decode() if not place.isascii() else place
@@ -126,7 +126,7 @@ def _request(url: str, have: int) -> urllib.request.Request:
 
 
 class SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects that are no step down: no https to http, and no server elsewhere leads to this machine.
+    """Follows redirects that are not a step down: no https to http, and no server elsewhere leads to this machine.
 
     Args:
         checked: whether what comes is checked against a hash; if not, plain http elsewhere is refused.
@@ -206,7 +206,7 @@ class _TooMuchError(OSError):
 
 
 def _receive(response: Any, part: Path, have: int) -> None:
-    """Write an answer's body behind what there is.
+    """Write an answer's body after what there is.
 
     Raises:
         StartOverError: the server sends another part than was requested.
@@ -233,7 +233,7 @@ def _receive(response: Any, part: Path, have: int) -> None:
 
 
 def _next(response: Any, announced: int | None, received: int) -> bytes:
-    """What has arrived, at most one chunk. The last byte comes alone, so that bytes behind it are seen."""
+    """What has arrived, at most one chunk. The last byte comes alone, so that bytes after it are seen."""
     if announced is None or received < announced - 1:
         most = CHUNK if announced is None else min(CHUNK, announced - 1 - received)
         return bytes(response.read1(most))

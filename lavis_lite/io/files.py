@@ -60,7 +60,7 @@ def resolve(path: Path | str) -> Path:
 
 
 def check_regular(path: Path) -> None:
-    """Check that a path is no pipe, socket or device: reading one may never end.
+    """Check that a path is not a pipe, socket or device: reading one may never end.
 
     Raises:
         DataError: it is one.
@@ -113,7 +113,7 @@ def offline() -> bool:
 
 
 def is_url(name: str) -> bool:
-    """Whether a name has a scheme other than file (a Windows drive letter is no scheme)."""
+    """Whether a name has a scheme other than file (a Windows drive letter is not a scheme)."""
     scheme, mark, _ = name.partition("://")
     return bool(mark) and _SCHEME.fullmatch(scheme) is not None and scheme.lower() != "file"
 

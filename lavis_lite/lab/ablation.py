@@ -138,7 +138,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Ablation:
-    """An ablation of the package by name, or one of yours by the path of its YAML.
+    """An ablation of the package by name, or one of your own by the path of its YAML.
 
     Raises:
         ConfigError: there is no such ablation.

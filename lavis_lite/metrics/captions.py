@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, listed
 from lavis_lite.metrics.ngrams import ORDER, Corpus, Counts, Floats, Ints
 from lavis_lite.metrics.ptb import tokenize_all
 from lavis_lite.metrics.rouge import rouge_l_scores
@@ -100,16 +100,12 @@ def check(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]
     silent = [key for key in references if key not in predictions]
     if silent:
         _log.warning("%d of %d images with references have no caption; ids: %s. The scores ignore them.", len(silent),
-                     len(references), _shown(silent))
+                     len(references), listed(silent, MOST_IDS))
 
 
 def _stop_at(ids: list[Any], total: int, problem: str) -> None:
     if ids:
-        raise DataError(f"{len(ids)} of {total} {problem}; ids: {_shown(ids)}.")
-
-
-def _shown(ids: list[Any]) -> str:
-    return ", ".join(map(str, ids[:MOST_IDS])) + (", ..." if len(ids) > MOST_IDS else "")
+        raise DataError(f"{len(ids)} of {total} {problem}; ids: {listed(ids, MOST_IDS)}.")
 
 
 def token_scores(captions: TokenizedCaptions) -> CaptionScores:

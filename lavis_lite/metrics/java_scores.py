@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -81,10 +81,9 @@ def _line(tokens: Sequence[str]) -> str:
     return one_line(" ".join(tokens))
 
 
-def spice_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]],
-                   patience: float = PATIENCE) -> list[Scored]:
+def spice_of_parts(captions: TokenizedCaptions, parts: Sequence[Sequence[int]]) -> list[Scored]:
     """`spice_scores` of the set, then of each part: the mean of its images."""
-    whole, each = spice_scores(captions, patience)
+    whole, each = spice_scores(captions)
     return [(whole, each), *((float(each[list(part)].mean()), each[list(part)]) for part in parts)]
 
 
@@ -195,7 +194,7 @@ class Java:
 
     def _write(self, text: str) -> None:
         pipe = _pipe(self._process.stdin)
-        with _ignore_closed_pipe():
+        with suppress(BrokenPipeError, ValueError):  # it has ended: `line` raises with its exit code and last output
             pipe.write(text.encode("utf-8", "replace"))
             pipe.flush()
 
@@ -248,12 +247,3 @@ def _pipe(stream: IO[bytes] | None) -> Any:
     if stream is None:  # only if Popen was called without it
         raise RuntimeError("the process has no pipe")
     return stream
-
-
-@contextmanager
-def _ignore_closed_pipe() -> Iterator[None]:
-    """Ignore the closed pipe of a program that has ended; `line` raises with its exit code and last output."""
-    try:
-        yield
-    except (BrokenPipeError, ValueError):
-        return

@@ -12,19 +12,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.errors import DataError, did_you_mean
+from lavis_lite.errors import DataError, did_you_mean, listed
 from lavis_lite.metrics.vqa import Id, Truth, confidences_of
 
 IDS = ("question_id", "questionId", "image_id", "id", "image")
 TEXTS = ("answer", "caption", "prediction", "text")
-MOST_SHOWN = 5
 
 
 def read_predictions(path: str | Path) -> dict[Id, str]:
     """A results file, a JSON list (or, as .jsonl, lines) of rows with an id and a text -> id -> text.
 
     Raises:
-        DataError: the file is missing or is no such list, a row lacks its id or its text, or an id occurs twice.
+        DataError: the file is missing or is not such a list, a row lacks its id or its text, or an id occurs twice.
     """
     rows = _json_lines(Path(path)) if Path(path).suffix == ".jsonl" else _json(Path(path))
     if not isinstance(rows, list):
@@ -46,8 +45,8 @@ def by_id(rows: Iterable[Any], where: str = "predictions") -> dict[Id, str]:
              for index, row in enumerate(rows, 1)]
     twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if twice:
-        raise DataError(f"{where}: {len(twice)} ids have more than one prediction: {shown(twice)}; one per id can be "
-                        "scored.")
+        raise DataError(f"{where}: {len(twice)} ids have more than one prediction: {listed([*map(repr, twice)])}; one "
+                        "per id can be scored.")
     return dict(pairs)
 
 
@@ -55,7 +54,7 @@ def read_references(path: str | Path) -> tuple[dict[Id, list[str]], dict[Id, str
     """An official COCO captions file -> (image id -> captions, image id -> NoCaps' domain where the images have one).
 
     Raises:
-        DataError: the file is missing, or is no such file.
+        DataError: the file is missing, or is not such a file.
     """
     value = _json(Path(path))
     notes = value.get("annotations") if isinstance(value, dict) else None
@@ -84,7 +83,7 @@ def read_truths(path: str | Path, split: str | None = None) -> dict[Id, Truth]:
         split: only questions with this value of `split`; None: all.
 
     Raises:
-        DataError: the file is missing, or is no such file; a question is there twice.
+        DataError: the file is missing, or is not such a file; a question is there twice.
     """
     notes = _notes(_json(Path(path)))
     if notes is None:
@@ -129,11 +128,6 @@ def _choice(row: Mapping[str, Any], where: str, question_type: str, answer_type:
     if not 0 <= label < len(choices) or not all(isinstance(choice, str) for choice in choices):
         raise DataError(f"{where}: field 'answer' is {label}, not the index of one of its {len(choices)} choices.")
     return Truth([choices[label]], question_type, answer_type, choices=choices, label=label)
-
-
-def shown(ids: list[Any]) -> str:
-    """The first ids of many, for messages."""
-    return ", ".join(map(repr, ids[:MOST_SHOWN])) + (", ..." if len(ids) > MOST_SHOWN else "")
 
 
 def _value(row: Any, keys: tuple[str, ...], kind: Any, where: str) -> Any:

@@ -16,7 +16,7 @@
                        clips_test.json      questions about the clips
                        answers.json         all answers
 ```
-Everything is synthetic, a pure function of the seed, for evaluation alone.
+Everything is synthetic, a pure function of the seed, for evaluation only.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def grid_of(model: Any) -> tuple[int, int]:
     """Rows and columns of patches of a model's vision encoder.
 
     Raises:
-        ConfigError: its features are no grid of patches.
+        ConfigError: its features are not a grid of patches.
     """
     encoder = model.vision_encoder
     patches = getattr(encoder, "num_patches", 0)
@@ -135,7 +135,7 @@ def grid_of(model: Any) -> tuple[int, int]:
 
 
 def one_picture(image: Tensor) -> Tensor:
-    """The images of a batch, if they are no videos.
+    """The images of a batch, if they are not videos.
 
     Raises:
         DataError: they are.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import ModelConfig, RunConfig
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, UndefinedMethodError, did_you_mean
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.provenance import FOLLOWED, WeightRecord, sources_of
 from lavis_lite.models.qformer.layers import Layer
@@ -202,7 +202,7 @@ class BaseModel(nn.Module):
     @classmethod
     def from_config(cls, cfg: Any) -> BaseModel:
         """Build the model (architecture and frozen weights named in its section) from its typed section."""
-        raise NotImplementedError(f"{cls.__name__} must define from_config")
+        raise UndefinedMethodError.of(cls, "from_config")
 
     def on_weights_loaded(self) -> None:
         """Called once when all weights are in place: backbones, then checkpoints. By default nothing is done.

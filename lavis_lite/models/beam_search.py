@@ -140,7 +140,7 @@ class Beams(Search):
 def best_of(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """As `topk` along the vocabulary, float[M,V] -> float[M,count], int64[M,count].
 
-    On a CPU the blocks with the highest maxima are looked at alone, which is faster: a maximum needs one reading.
+    On a CPU only the blocks with the highest maxima are searched, which is faster: a maximum needs one reading.
     """
     blocks = scores.shape[1] // BLOCK
     if scores.device.type != "cpu" or blocks <= 2 * count:

@@ -47,7 +47,7 @@ class CutTexts:
     """How many texts were read and how many of them lost tokens to a limit, since the tokenizer was made.
 
     Attributes:
-        read: texts that were read, each time anew.
+        read: texts that were read, again each time.
         cut: those that lost tokens.
         longest: tokens of the longest text, before it was cut.
     """
@@ -153,7 +153,7 @@ class PlainEncoder:
 
     @cached_property
     def _inside(self) -> re.Pattern[str]:
-        """Places behind the first character of a control token."""
+        """Places after the first character of a control token."""
         parts = [f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in self.control_tokens if len(name) > 1]
         return re.compile("|".join(parts))
 
@@ -196,7 +196,7 @@ def _is_free(pair: Any, renamed: dict[str, str]) -> bool:
 def check_files(tokenizer: Any, source: str, key: str) -> None:
     """Refuse a tokenizer that transformers makes of a folder without its vocabulary, or under a class that it guesses.
 
-    The first knows special tokens alone. The second, made for want of tokenizer_config.json, may split texts in
+    The first knows only special tokens. The second, made for want of tokenizer_config.json, may split texts in
     another way than the folder's tokenizer.json.
 
     Args:

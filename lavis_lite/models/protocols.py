@@ -111,17 +111,6 @@ class ImageCachingMatcher(Protocol):
 
 
 @runtime_checkable
-class TextCachingMatcher(ImageCachingMatcher, Protocol):
-    """A matcher that also computes a text's part once for all its images."""
-
-    def match_start(self, tokens: TextTokens) -> Tensor:
-        """float[M,Q+L,D], the part of matching that needs no image."""
-
-    def match_started(self, image: ImageKV, start: Tensor, mask: Tensor) -> Tensor:
-        """Two-class logits float[M,2] of texts begun by `match_start`; mask bool[M,L]."""
-
-
-@runtime_checkable
 class FeatureExtractor(Protocol):
     """Gives features of images, texts or pairs."""
 

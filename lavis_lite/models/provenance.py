@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lavis_lite.errors import CheckpointError
+from lavis_lite.errors import CheckpointError, counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,11 +98,11 @@ class WeightRecord:
             text += f" ({', '.join(sorted({part_of(name) for name in self.untrained}))} from a random start)"
         if not steps_here:
             return text
-        return f"{text}, {'then ' if starts else ''}{steps_here} step{'s' if steps_here != 1 else ''} here"
+        return f"{text}, {'then ' if starts else ''}{counted(steps_here, 'step')} here"
 
     @property
     def step(self) -> int:
-        """Optimizer steps of the run's checkpoint that was loaded last; 0: the last one is no run's."""
+        """Optimizer steps of the run's checkpoint that was loaded last; 0: the last one is not a run's."""
         steps = [source.step for source in self.sources if source.kind == "checkpoint"]
         return (steps[-1] if steps else None) or 0
 
@@ -189,7 +189,7 @@ def record_of(model: nn.Module, without_use: Iterable[str] = ()) -> WeightRecord
 
     Args:
         model: with the marks of whatever loaded its weights.
-        without_use: names of tensors that may be random all the same, as no output needs them.
+        without_use: names of tensors that may be random anyway, as no output needs them.
     """
     sources, counts = sources_of(model), dict[tuple[str, WeightSource], int]()
     for name, source in sources.items():

@@ -83,7 +83,7 @@ class Search(ABC):
         """Ids of all texts without their end, when none is running: num_captions of each sample, samples in order."""
 
     def join(self, other: Any) -> None:
-        """Take the running samples of another search behind one's own; both have made a step."""
+        """Take the running samples of another search after one's own; both have made a step."""
         for search in (self, other):
             search.context = _rows_of(search.context, search._rows)
             if search._rows is not None:
@@ -129,7 +129,7 @@ class Search(ABC):
         return [value for value in values for _ in range(each)]
 
     def _written(self, begin: bool) -> Tensor:
-        """The tokens behind the begin token, if there is one or `begin`."""
+        """The tokens after the begin token, if there is one or `begin`."""
         if self.special.begin < 0 and not begin:
             return self.tokens
         return F.pad(self.tokens, (1, 0), value=self.special.begin)
@@ -267,7 +267,7 @@ def _sample(scores: Tensor, options: Decoding, uniform: Tensor) -> Tensor:
 
 
 def _padded(context: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Ids of prompts as int64[B,L], NOTHING behind shorter ones."""
+    """Ids of prompts as int64[B,L], NOTHING after shorter ones."""
     width = max(map(len, context), default=0)
     return torch.tensor([[*row, *[NOTHING] * (width - len(row))] for row in context],
                         dtype=torch.long).reshape(len(context), width).to(device)

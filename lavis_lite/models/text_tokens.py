@@ -191,7 +191,7 @@ class TextTokenizer:
 
         Raises:
             DataError: there is no text.
-            ConfigError: it is no list of strings.
+            ConfigError: it is not a list of strings.
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise ConfigError(f"texts must be a list of strings, not {shown(texts)}.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lavis_lite.checkpoints.weights import read_by_others, required_weights
 from lavis_lite.config.compose import Composition
+from lavis_lite.config.mixing import check_ratios, draws_by_set, factor_error, idle_factors, mixing_ratios
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_lite.config.typed import check_arguments, check_hooks, check_optimizer, run_errors
 from lavis_lite.errors import ConfigError, DistributedError, RegistryError, did_you_mean, shown
@@ -60,8 +61,8 @@ def _check_packages(run: RunConfig, report: Report) -> None:
 
 def _check_compile(run: RunConfig, report: Report) -> None:
     if run.fsdp != "none":
-        report("run.compile", f"{run.compile} does not go with run.fsdp={run.fsdp}: shared blocks gather their weights "
-               "outside of what is compiled. Set one of the two to none.")
+        report("run.compile", f"{run.compile} cannot be combined with run.fsdp={run.fsdp}: sharded blocks gather their "
+               "weights outside of what is compiled. Set one of the two to none.")
     elif not run.evaluate and (reason := why_not(run.device)):
         report("run.compile", reason)
 
@@ -80,7 +81,7 @@ def _notes(config: Config) -> list[str]:
         if not has_spacy():
             notes.append(f"model.apply_lemmatizer: spaCy's {SPACY_MODEL} is not installed, so the package's own rules "
                          "bring answers to their base form.")
-    return notes
+    return notes + idle_factors(config)
 
 
 def _check_output(run: RunConfig, report: Report) -> None:
@@ -108,7 +109,7 @@ def check_datasets(config: Config, report: Report) -> None:
     if not config.datasets:
         report("datasets", "no data set is named; add one, for example `datasets: {mini_world_caption: {}}`.")
     splits = {name: _check_dataset(name, section, config, report) for name, section in config.datasets.items()}
-    _check_mixing(config.run, splits, report)
+    _check_mixing(config, splits, report)
     _check_splits(config.run, splits, report)
 
 
@@ -138,7 +139,7 @@ def _check_dataset(name: str, section: DatasetConfig, config: Config, report: Re
 
 
 def _check_streams(name: str, section: DatasetConfig, config: Config, report: Report) -> None:
-    """The encoder knows the features of a stream by their place alone."""
+    """The encoder knows the features of a stream only by their position."""
     wanted = (config.model.get("vit_args") or {}).get("streams")
     given = {key: stream.tokens for key, stream in (getattr(section, "arrays", None) or {}).items()}
     if isinstance(wanted, Mapping) and given and (list(wanted) != list(given) or any(
@@ -206,8 +207,8 @@ def _processor_errors(spec: Mapping[str, Any] | None, key: str) -> Iterator[tupl
     yield from found
 
 
-def _check_mixing(run: RunConfig, splits: Mapping[str, list[str] | None], report: Report) -> None:
-    ratios = run.train_dataset_ratios
+def _check_mixing(config: Config, splits: Mapping[str, list[str] | None], report: Report) -> None:
+    run, ratios = config.run, config.run.train_dataset_ratios
     if run.sampling not in (None, "ratios") and ratios is not None:
         report("run.sampling", f"{run.sampling} and run.train_dataset_ratios exclude each other; set one to null.")
     if run.sampling == "ratios" and ratios is None:
@@ -218,6 +219,21 @@ def _check_mixing(run: RunConfig, splits: Mapping[str, list[str] | None], report
     trained = [name for name, own in splits.items() if own and set(own).intersection(run.train_splits)]
     if ratios is not None and not run.evaluate and (lacking := [name for name in trained if name not in ratios]):
         report("run.train_dataset_ratios", f"lacks {', '.join(lacking)}; give every training data set one.")
+    elif not run.evaluate and trained:
+        _check_factors(config, trained, report)
+
+
+def _check_factors(config: Config, trained: Sequence[str], report: Report) -> None:
+    """Check the steps of each `sampling_factor`, and that some data set may be drawn at every step."""
+    wrong = {name: error for name in trained if (error := factor_error(config.datasets[name].sampling_factor))}
+    for name, error in wrong.items():
+        report(f"datasets.{name}.sampling_factor", error)
+    if wrong or not draws_by_set(config.run) or config.run.sampling == "ratios" and not config.run.train_dataset_ratios:
+        return
+    try:
+        check_ratios(mixing_ratios(config, trained, [1] * len(trained)) or ())
+    except ConfigError as error:
+        report("run.train_dataset_ratios" if config.run.train_dataset_ratios else "run.sampling", str(error))
 
 
 def _check_splits(run: RunConfig, splits: Mapping[str, list[str] | None], report: Report) -> None:

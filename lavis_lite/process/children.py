@@ -21,7 +21,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, context, util
@@ -135,11 +135,18 @@ if sys.platform != "win32":
     CONTEXTS |= {"fork": _ForkContext(), "forkserver": _ForkServerContext()}
 
 
-def worker_context(method: str | None = None) -> context.BaseContext:
-    """The context of a start method; None: the platform's default."""
+def worker_context(method: str | None = None, modules: Sequence[str] = ()) -> context.BaseContext:
+    """The context of a start method.
+
+    Args:
+        method: None: the platform's default.
+        modules: imported once by the server of forkserver, so that workers share them. It passes over those it lacks.
+    """
     method = method or multiprocessing.get_start_method()
     if method != "fork" and sys.platform != "win32":
         _start_semaphore_tracker()
+    if method == "forkserver":
+        CONTEXTS[method].set_forkserver_preload(["__main__", *modules])
     return CONTEXTS[method]
 
 

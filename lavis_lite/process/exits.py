@@ -231,6 +231,7 @@ def _flush(stream: TextIO) -> int:
 def _flush_files() -> None:
     """Flush all open files, texts before the bytes below them."""
     kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+    gc.unfreeze()  # else those that `process.collector` leaves alone are not among the objects
     files = [item for item in gc.get_objects() if issubclass(type(item), kinds)]
     for file in sorted(files, key=lambda file: not isinstance(file, io.TextIOWrapper)):
         with contextlib.suppress(OSError, ValueError):  # it is closed, or lacks room; Python's teardown is silent too
@@ -251,10 +252,16 @@ def cause_of(error: BaseException) -> BaseException:
     """The error that was already raised when `Terminated` or Ctrl-C interrupted its handling; else `error` itself."""
     inner = error.__context__
     while isinstance(error, (Terminated, KeyboardInterrupt)) and inner is not None:
-        if isinstance(inner, Exception) and not isinstance(inner, StopIteration):
+        if isinstance(inner, Exception) and not isinstance(inner, StopIteration) and not _is_routine(inner):
             return inner
         inner = inner.__context__
     return error
+
+
+def _is_routine(error: Exception) -> bool:
+    """Whether code continues after an error: a look-up that failed in its own frame, or an error within a library."""
+    trace = error.__traceback__  # it begins in the frame that handles the error, and ends in the one that raised it
+    return trace is None or trace.tb_next is None or not _is_own(trace.tb_frame.f_code.co_filename)
 
 
 def describe_unexpected(error: BaseException, rank: int) -> str:
@@ -283,11 +290,15 @@ def _summary(error: BaseException) -> str:
 def _location(text: str) -> str:
     """`file:line` of the innermost frame outside of Python's and installed libraries."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', text)
-    libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    own = [(file, line) for file, line in frames
-           if file.startswith(str(PACKAGE)) or not (file.startswith("<") or any(map(file.startswith, libraries)))]
+    own = [(file, line) for file, line in frames if _is_own(file)]
     file, line = (own or frames or [("?", "0")])[-1]
     return f"{file}:{line}"
+
+
+def _is_own(file: str) -> bool:
+    """Whether a source file is of this package or the user's, so none of Python's or of an installed library."""
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    return file.startswith(str(PACKAGE)) or not file.startswith(("<", *libraries))
 
 
 def _write(text: str, rank: int) -> Path:

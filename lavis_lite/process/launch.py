@@ -49,6 +49,11 @@ def launch_from_environment(env: dict[str, str] | None = None) -> Launch:
                        "processes: `srun python train.py ...`.")
 
 
+def named_rank() -> str:
+    """This process's rank as the launcher's variables have it, unchecked, for messages; "" without a launcher."""
+    return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
+
+
 def _number(env: dict[str, str], name: str, default: int) -> int:
     text = env.get(name) or str(default)
     try:

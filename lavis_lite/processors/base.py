@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, UndefinedMethodError, did_you_mean
 from lavis_lite.registry import registry
 
 
@@ -27,7 +27,7 @@ class BaseProcessor:
 
     def __call__(self, item: Any, rng: random.Random | None = None) -> Any:
         """The processed item."""
-        raise NotImplementedError(f"{type(self).__name__} must define __call__")
+        raise UndefinedMethodError.of(self, "__call__")
 
 
 class AsItIs(BaseProcessor):

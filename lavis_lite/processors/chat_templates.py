@@ -174,7 +174,7 @@ def _check_roles(conversation: Conversation) -> None:
 
 
 def _closed(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The pieces, with their texts cut behind every end token; these are `Text.end`."""
+    """The pieces, with their texts cut after every end token; these are `Text.end`."""
     for piece in pieces:
         if isinstance(piece, Picture):
             yield piece

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lavis_lite.errors import ConfigError, InputTypeError, shown
+from lavis_lite.errors import ConfigError, InputTypeError, UndefinedMethodError, shown
 from lavis_lite.processors.base import BaseProcessor
 from lavis_lite.registry import registry
 
@@ -171,7 +171,7 @@ class ImageProcessor(BaseProcessor):
 
     def pixels(self, image: Picture, rng: random.Random) -> Tensor:
         """A picture -> uint8[3, height, width], before normalisation."""
-        raise NotImplementedError(f"{type(self).__name__} must define pixels")
+        raise UndefinedMethodError.of(self, "pixels")
 
 
 def _checked_size(image_size: int | Sequence[int]) -> Size:
@@ -191,7 +191,7 @@ def checked_scale(smallest: float, largest: float) -> tuple[float, float]:
     """The shares of the area that a crop may cover.
 
     Raises:
-        ConfigError: they are no shares, or out of order.
+        ConfigError: they are not shares, or out of order.
     """
     if not 0 < smallest <= largest <= 1:
         raise ConfigError(f"crops need 0 < min_scale <= max_scale <= 1; they are {smallest} and {largest}.")

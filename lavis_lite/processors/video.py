@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from lavis_lite.errors import ConfigError, InputTypeError, did_you_mean
+from lavis_lite.errors import ConfigError, InputTypeError, UndefinedMethodError, did_you_mean
 from lavis_lite.processors.augment import rand_augment
 from lavis_lite.processors.image import ImageProcessor, checked_scale, cut, random_crop_box, resize, to_pixels
 from lavis_lite.registry import registry
@@ -113,7 +113,7 @@ class _VideoProcessor(ImageProcessor):
 
     def views(self, frames: Iterator[NDArray[np.uint8]], rng: random.Random) -> Iterator[Tensor]:
         """Each frame -> uint8[3, height, width]."""
-        raise NotImplementedError(f"{type(self).__name__} must define views")
+        raise UndefinedMethodError.of(self, "views")
 
 
 @registry.register_processor("alpro_video_train")

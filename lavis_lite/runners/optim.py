@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.errors import CheckpointError, ConfigError, ContractError
+from lavis_lite.errors import CheckpointError, ConfigError, ContractError, listed
 from lavis_lite.models.base import ParameterGroup
 from lavis_lite.registry import registry
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lavis_lite.models.base import BaseModel
 
 
+SHOWN = 5
+"""names in a message"""
 BY_ELEMENT = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.NAdam, torch.optim.RAdam,
               torch.optim.Adamax, torch.optim.Adagrad, torch.optim.RMSprop)
 """optimizers that treat every number alone, so that a share of a weight trains as the whole does"""
@@ -77,9 +79,8 @@ def complete_groups(model: nn.Module, groups: Sequence[ParameterGroup], weight_d
     counts = Counter(name for group in groups for name in group["names"])
     wrong = sorted({name for name in counts if name not in trainable or counts[name] > 1} | trainable - counts.keys())
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ContractError(f"{type(model).__name__}.optimizer_groups must have every trainable parameter exactly "
-                            f"once, and no other. Check {', '.join(wrong[:5])}{more}.")
+                            f"once, and no other. Check {listed(wrong)}.")
     return [{"weight_decay": weight_decay, "lr_scale": 1.0, **group} for group in groups]
 
 
@@ -158,6 +159,14 @@ def trained_names(optimizer: torch.optim.Optimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["names"]]
 
 
+def unreached_note(optimizer: torch.optim.Optimizer) -> str:
+    """A clause on the trained parameters that the newest backward pass gave no gradient; "" if it reached all."""
+    names = [name for name, value in zip(trained_names(optimizer), trained_parameters(optimizer), strict=True)
+             if value.grad is None]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} trainable tensors got no gradient: {', '.join(names[:SHOWN])}{more}" if names else ""
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     """The optimizer's memory by parameter name, such as {"exp_avg", "exp_avg_sq", "step"} each for AdamW. Collective.
 
@@ -179,9 +188,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, dict
     if state and set(state) != set(names):
         lost, new = sorted(set(state) - set(names)), sorted(set(names) - set(state))
         raise CheckpointError(
-            f"the optimizer state is of other parameters: {len(lost)} of it do not train now {lost[:5]}, {len(new)} "
-            f"that train now are not in it {new[:5]}. Was a part frozen or unfrozen since? Start a new run with "
-            "model.pretrained set to this checkpoint instead of resuming it.")
+            f"the optimizer state is of other parameters: {len(lost)} of it do not train now ({listed(lost)}), "
+            f"{len(new)} that train now are not in it ({listed(new)}). Was a part frozen or unfrozen since? Start a "
+            "new run with model.pretrained set to this checkpoint instead of resuming it.")
     for group in optimizer.param_groups:
         # torch keeps the number of steps on the host, unless an optimizer's kernels want it on the device
         on_host = not (group.get("fused") or group.get("capturable"))

@@ -21,7 +21,7 @@ from lavis_lite.checkpoints.manifest import stored_record
 from lavis_lite.config.schema import Config
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.device import Precision, pick_device
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, UndefinedMethodError
 from lavis_lite.evaluation.evaluator import AGGREGATE, Evaluator, Scores, check_splits
 from lavis_lite.evaluation.resume import EvaluationStopped
 from lavis_lite.process.exits import EVALUATION_ANSWER, Interrupted, SignalWatch
@@ -87,7 +87,7 @@ class Runner:
 
     def train_schedule(self, steps_per_epoch: int) -> TrainSchedule:
         """Length of the run and of its intervals, in optimizer steps."""
-        raise NotImplementedError(f"{type(self).__name__} must define train_schedule")
+        raise UndefinedMethodError.of(self, "train_schedule")
 
     @cached_property
     def store(self) -> checkpointing.CheckpointStore:
@@ -119,7 +119,7 @@ class Runner:
 
     # --- what the engine calls ------------------------------------------------------------------------------------
     def execute(self) -> dict[str, Scores]:
-        """What the `run:` section asks for: `evaluate` alone, or `train`."""
+        """What the `run:` section asks for: only `evaluate`, or `train`."""
         return self.evaluate() if self.run.evaluate else self.train()
 
     def train(self) -> dict[str, Scores]:

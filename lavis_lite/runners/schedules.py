@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from lavis_lite.config.schema import RunConfig
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, UndefinedMethodError
 from lavis_lite.registry import registry
 
 
@@ -57,7 +57,7 @@ class LRSchedule:
 
     def after_warmup(self, step: int) -> float:
         """The rate of a step after the warm-up; at `warmup_steps` it must be `init_lr`."""
-        raise NotImplementedError(f"{type(self).__name__} must define after_warmup")
+        raise UndefinedMethodError.of(self, "after_warmup")
 
 
 def warmup_notes(schedule: LRSchedule) -> list[str]:

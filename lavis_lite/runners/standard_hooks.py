@@ -61,18 +61,26 @@ class TrainingLog(Hook):
         run.log(f"{begin} {run.last_step} steps of {train.order.global_batch} images ({distributed.world_size()} "
                 f"processes x {cfg.batch_size_train} x {cfg.accum_grad_iters}) on {run.device.type} in "
                 f"{precision}; log: {run.run_dir / 'log.jsonl'}")
+        for line in train.mixing if len(train.mixing) > 1 else ():
+            run.log(f"  {line}")
         for note in (*precision_notes(cfg, run.device), *length_notes(cfg, train.schedule.total),
                      *warmup_notes(train.lr_schedule), *accumulation_notes(
                          train.micro_batch, cfg.accum_grad_iters, run.model.in_batch_negatives)):
             run.log(note)
 
     def after_step(self, run: RunContext, result: StepResult) -> None:
-        """Move the bar; a record on every `run.log_freq`-th step. The first one also names texts that were cut."""
+        """Move the bar; a record on every `run.log_freq`-th step.
+
+        The first record also names texts that were cut, and parameters without a gradient.
+        """
         run.tracker.advance(run.step)
         if run.train.schedule.logs(run.step, run.config.run):
             run.tracker.record(training_record(run, result.lr))
             if self._cut is None:
                 self._log_cut_texts(run)
+                if unreached := run.train.train_step.unreached:
+                    run.log(f"note: {unreached} in the first step. Unless other batches use them, they do not train: "
+                            "use them in the loss, or freeze them.")
 
     def on_end(self, run: RunContext) -> None:
         """Name the texts that were cut, if there are more by now."""
@@ -105,7 +113,7 @@ def all_cut_texts(model: BaseModel) -> dict[str, CutTexts]:
 
 
 def training_record(run: RunContext, lr: float) -> Record:
-    """A log line: means since the last one, which begin anew. Collective.
+    """A log line: means since the last one, which start over. Collective.
 
     Args:
         run: the training.

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.device import Precision, seed_position, to_device
-from lavis_lite.errors import CheckpointError
+from lavis_lite.errors import CheckpointError, ContractError
 from lavis_lite.models.plain_text import uncounted
 from lavis_lite.runners import optim
 from lavis_lite.runners.outcome import PATIENCE, DivergedError, LossMeter, SkipCounter, Votes
@@ -73,6 +73,7 @@ class TrainStep:
 
     Attributes:
         losses: means since the last log line.
+        unreached: a clause on the trained parameters without a gradient in the first step; None: before it.
         on_skip: called for every skipped step with its 0-based number and the losses of this rank's micro-batches. All
             ranks call it together, before too many such steps stop the run.
     """
@@ -84,6 +85,7 @@ class TrainStep:
         self.scaler = precision.scaler()
         self.parameters = optim.trained_parameters(optimizer)
         self.losses = LossMeter(device)
+        self.unreached: str | None = None
         self.on_skip: Callable[[int, list[float]], None] = lambda step, losses: None
         self._skips = SkipCounter(cfg.max_skipped_share, self.scaler.is_enabled())
         self._votes = Votes(device)
@@ -108,6 +110,7 @@ class TrainStep:
         with self.precision.autocast(), uncounted(*self._bare_model.cut_texts().values()):
             loss, _ = self.task.train_step(self.model, to_device(batch, self.device))
         loss.backward()
+        self._note_unreached()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
@@ -126,10 +129,15 @@ class TrainStep:
             stop: whether a hook on this rank asks for the end of the run.
             ahead: the coming micro-batches. If the next one was fetched, frozen parts see its images while ranks
                 exchange gradients.
+
+        Raises:
+            ContractError: in the first step, DDP has parameters without a gradient and is not set up for them.
         """
         lr = self.schedule.lr_at(step)
         optim.set_lr(self.optimizer, lr)
         losses = self._gradients(step, micro_batches, ahead)
+        if self.unreached is None:
+            self._note_unreached()
         self.scaler.unscale_(self.optimizer)
         norm = optim.gradient_norm(self.parameters, self.cfg.max_grad_norm)
         bad = ~(torch.isfinite(losses["loss"]) & torch.isfinite(norm))
@@ -160,6 +168,13 @@ class TrainStep:
                 totals[name] = totals[name] + share if name in totals else share
         self._unread[step] = each
         return totals
+
+    def _note_unreached(self) -> None:
+        """Note parameters without a gradient; DDP fails on them unless it looks for them in every step."""
+        self.unreached = optim.unreached_note(self.optimizer)
+        if self.unreached and isinstance(self.model, DistributedDataParallel) and not self.cfg.find_unused_parameters:
+            raise ContractError(f"{self.unreached}. Use them in the loss, or freeze them. If other batches use them, "
+                                "set run.find_unused_parameters=true: several processes need it then.")
 
     def _position(self, step: int, micro: int, count: int) -> dict[str, int]:
         """Where the training is, under the keys of LAVIS' loop: its (inner) epochs, counted in micro-batches."""

@@ -82,8 +82,7 @@ class RunCheckpoint:
             kept = [file.stem for file in self.folder.glob("*.safetensors") if file.name != WEIGHTS]
             hint = did_you_mean(self.weights, kept) if kept else "a run keeps some if run.hooks has ema."
             raise CheckpointError(f"{self.folder} has no weights {self.weights!r} besides the trained ones; {hint}")
-        values = {"load_pretrained": True, "pretrained": str(path), "load_finetuned": False}
-        return {**values, "pretrained_stage1": None} if "pretrained_stage1" in section else values
+        return section.starting_from(path)
 
     def evaluations(self) -> Path | None:
         """Folder of the run's evaluations; None for a checkpoint outside of a run."""

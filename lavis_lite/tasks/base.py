@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic
 from torch import Tensor, nn
 
 from lavis_lite.config.schema import Config, RunConfig
-from lavis_lite.errors import ConfigError, ContractError, DataError
+from lavis_lite.errors import ConfigError, ContractError, DataError, UndefinedMethodError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.models.outputs import split_losses
 from lavis_lite.registry import lacking, names_with, need, registry
@@ -80,14 +80,16 @@ class BaseTask(Generic[M, D]):
 
     config_class: ClassVar[type[RunConfig]] = RunConfig
     needs_model: ClassVar[type | None] = None
-    """protocol of `lavis_lite.models.protocols` (or of yours) that an evaluated model must have; None: any model"""
+    """protocol of `lavis_lite.models.protocols` (or your own) that an evaluated model must have; None: any model"""
     needs_data: ClassVar[type | None] = None
-    """protocol of `lavis_lite.datasets.protocols` (or of yours) that a data set must have; None: any data set"""
+    """protocol of `lavis_lite.datasets.protocols` (or your own) that a data set must have; None: any data set"""
     model_methods: ClassVar[tuple[str, ...]] = ()
     """methods that a model must have besides, by name"""
     gathers_rows: ClassVar[bool] = False
     """whether rows are small. If so, `score` receives the rows of all ranks, sorted by id. Rows of plain values are
     kept until the results are written, so that a killed evaluation does not predict them again"""
+    in_line: tuple[str, ...] = ()
+    """beginnings of the scores that `line` reports; the summary has those that a subclass adds after it. Empty: all"""
     progress: ProgressHandle = ProgressHandle()
     """for `score`"""
 
@@ -98,7 +100,7 @@ class BaseTask(Generic[M, D]):
 
     @classmethod
     def from_config(cls, config: Config) -> BaseTask[Any, Any]:
-        """The task of a run; by default made of its `run:` section alone."""
+        """The task of a run; by default made only of its `run:` section."""
         return cls(config.run)
 
     def prepared(self, model: BaseModel) -> BaseModel:
@@ -199,7 +201,7 @@ class BaseTask(Generic[M, D]):
 
     def predict(self, model: M, samples: dict[str, Any]) -> list[Row]:
         """One evaluation batch -> one row per sample with its `id`; values are plain or CPU tensors."""
-        raise NotImplementedError(f"{type(self).__name__} must define predict")
+        raise UndefinedMethodError.of(self, "predict")
 
     def score(self, model: M, rows: list[Row], dataset: D, split: str) -> dict[str, float]:
         """This rank's rows -> metrics, equal on all ranks; called by all ranks together, collectives are allowed.
@@ -208,7 +210,7 @@ class BaseTask(Generic[M, D]):
 
         `agg_metrics` is the number by which the best checkpoint is chosen: higher is better.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define score")
+        raise UndefinedMethodError.of(self, "score")
 
     def predictions(self, rows: list[Row], dataset: D) -> list[Row] | Submission | None:
         """All ranks' rows -> the content of the predictions file, one row per id; None: no file.
@@ -220,7 +222,7 @@ class BaseTask(Generic[M, D]):
     def report(self, rows: list[Row], dataset: D, split: str) -> Sequence[ReportSample] | None:
         """The samples of the report page; None: no page.
 
-        Called after `score` with the same rows, on rank 0 alone: no collectives here.
+        Called after `score` with the same rows, only on rank 0: no collectives here.
         """
         return None
 
@@ -228,12 +230,18 @@ class BaseTask(Generic[M, D]):
                     samples: Sequence[ReportSample]) -> Sequence[ReportSample]:
         """What `report` returned, with pictures of where the model looks if the run asks for them.
 
-        Called on rank 0 alone, with the rows of `report`; the samples themselves by default.
+        Called only on rank 0, with the rows of `report`; the samples themselves by default.
         """
         return samples
 
     def summary(self, scores: dict[str, float]) -> str:
         """A line for people at the end of a run, from what `score` returned."""
+        own = {name: value for name, value in scores.items() if name.startswith(self.in_line or "")}
+        added = {name: value for name, value in scores.items() if name not in own}
+        return ", ".join(filter(None, (self.line(own), BaseTask.line(self, added))))
+
+    def line(self, scores: dict[str, float]) -> str:
+        """The summary of the scores that begin as `in_line` says."""
         return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
     def has_samples(self, samples: dict[str, Any], *keys: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.datasets.protocols import MapDataset
+from lavis_lite.errors import ContractError, UndefinedMethodError
 from lavis_lite.models.base import BaseModel
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import BaseTask
@@ -44,16 +45,31 @@ class VisDialTask(DialogueTask):
                 and "history" in getattr(dataset, "extras", ("history",)))
 
 
+OF_PARTS = ("before_evaluation", "evaluated", "predict", "score", "predictions", "report", "illustrated", "options",
+            "asked", "submitted", "unscored")
+"""methods that an evaluation calls on the part that takes a data set, and not on the router"""
+
+
 class TaskRouter(WritingTask[BaseModel, MapDataset]):
-    """Hands the evaluation of a data set to the first of its parts that takes it."""
+    """Hands the evaluation of a data set to the first of its parts that takes it.
+
+    Raises:
+        ContractError: a subclass overrides what only its parts are called for.
+    """
 
     def __init__(self, cfg: WritingRunConfig) -> None:
         super().__init__(cfg)
+        cls = type(self)
+        unused = [name for name in OF_PARTS if getattr(cls, name) is not getattr(TaskRouter, name)]
+        if unused and cls.part_for is TaskRouter.part_for:
+            raise ContractError(f"run.task={cfg.task}: {cls.__name__} overrides {', '.join(unused)}, which an "
+                                "evaluation calls on the parts of the task alone. Override them in a subclass of the "
+                                "part (such as VQATask), and let `parts` return it.")
         self._parts = self.parts()
 
     def parts(self) -> list[WritingTask[Any, Any]]:
         """The tasks, the most specific first."""
-        raise NotImplementedError(f"{type(self).__name__} must define parts")
+        raise UndefinedMethodError.of(self, "parts")
 
     def evaluators(self) -> Sequence[BaseTask[Any, Any]]:
         """The parts."""

@@ -21,7 +21,7 @@ from lavis_lite.report.sample import ReportSample
 from lavis_lite.tasks.base import BaseTask, Row
 from lavis_lite.tasks.config import PretrainRunConfig
 from lavis_lite.tasks.reporting import retrieval_samples
-from lavis_lite.tasks.retrieval import chance_r1, gallery_of, prefixed, recall_line, sizes_of
+from lavis_lite.tasks.retrieval import IN_LINE, chance_r1, gallery_of, prefixed, recall_line, sizes_of
 from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, check_captions
 from lavis_lite.tasks.retrieval_scoring import image_rows, indices, picture_key, retrieve
 
@@ -39,6 +39,7 @@ class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
 
     config_class: ClassVar[type[RunConfig]] = PretrainRunConfig
     needs_data = CaptionedImages
+    in_line = IN_LINE
     cfg: PretrainRunConfig
 
     def __init__(self, cfg: PretrainRunConfig) -> None:
@@ -98,9 +99,9 @@ class ImageTextPretrainTask(BaseTask[BaseModel, CaptionedImages]):
         (gallery, found, prefix), self._found = self._found, None
         return retrieval_samples(gallery, found, dataset, prefix)
 
-    def summary(self, scores: dict[str, float]) -> str:
+    def line(self, scores: dict[str, float]) -> str:
         """R@1 both ways beside chance, or the losses."""
-        return recall_line(scores, {"itc_": "ITC", "itm_": "ITC + ITM"}) or super().summary(scores)
+        return recall_line(scores, {"itc_": "ITC", "itm_": "ITC + ITM"}) or super().line(scores)
 
 
 @torch.no_grad()

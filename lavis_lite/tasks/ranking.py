@@ -75,10 +75,10 @@ class RankingTask(WritingTask[Ranker, Choices]):
             return []
         names, indices = plain(samples["question_id"]), plain(samples["index"])
         candidates = self._shared if self._shared is not None else samples["candidates"]
-        bare = [name for name, own in zip(names, candidates, strict=False) if not own]
-        if bare:
-            raise DataError(f"question_id {bare[0]!r} has no candidates to choose from; fix its row, or set "
-                            "run.candidates.")
+        for name, texts in zip(names, candidates, strict=False) if self._shared is None else ():
+            if not texts or not all(map(str.strip, texts)):
+                lack = "an empty candidate" if texts else "no candidates to choose from"
+                raise DataError(f"question_id {name!r} has {lack}; fix its row, or set run.candidates.")
         asked = {key: samples[key] for key in (*PICTURES, *CONTEXT) if key in samples}
         asked["prompt"] = question_prompts(samples, self.cfg.prompt or "", len(names))
         found = model.score_candidates(asked, candidates, n_segments=self.cfg.segments,

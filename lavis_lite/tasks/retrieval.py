@@ -18,6 +18,9 @@ from lavis_lite.tasks.reporting import retrieval_samples
 from lavis_lite.tasks.retrieval_parts import BothWays, Gallery, Sizes, check_captions
 from lavis_lite.tasks.retrieval_scoring import image_rows, picture_key, recalls_of, retrieve
 
+IN_LINE = ("itc_", "itm_", "txt_", "img_", "r_mean", "chance_r1", "agg_metrics", "loss")
+"""how names of the scores begin that the tasks with recall report by `recall_line`, or leave out of the summary"""
+
 
 @registry.register_task("retrieval")
 class RetrievalTask(BaseTask[Retriever, CaptionedImages]):
@@ -34,6 +37,7 @@ class RetrievalTask(BaseTask[Retriever, CaptionedImages]):
     config_class: ClassVar[type[RunConfig]] = RetrievalRunConfig
     needs_model = Retriever
     needs_data = CaptionedImages
+    in_line = IN_LINE
     cfg: RetrievalRunConfig
 
     def __init__(self, cfg: RetrievalRunConfig) -> None:
@@ -70,7 +74,7 @@ class RetrievalTask(BaseTask[Retriever, CaptionedImages]):
         found, self._found = self._found, None
         return None if found is None else retrieval_samples(*found, dataset)
 
-    def summary(self, scores: dict[str, float]) -> str:
+    def line(self, scores: dict[str, float]) -> str:
         """R@1 both ways beside chance."""
         return recall_line(scores, {"itc_": "ITC", "": "ITC + ITM" if self.cfg.k_test > 0 else ""})
 

@@ -36,7 +36,7 @@ def check_captions(dataset: CaptionedImages, split: str) -> None:
 
 @dataclass(frozen=True)
 class Gallery:
-    """N images and M texts, numbered anew from 0 in the order of the data set.
+    """N images and M texts, renumbered from 0 in the order of the data set.
 
     images: int[N], the data set's index of each image, ascending.
     texts: str[M].

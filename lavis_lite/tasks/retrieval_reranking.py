@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from torch import Tensor
 from lavis_lite import distributed
 from lavis_lite.finite import check_finite
 from lavis_lite.models.base import at_least_float32
-from lavis_lite.models.protocols import ImageCachingMatcher, Matcher, Retriever, TextCachingMatcher
-from lavis_lite.models.qformer.model import ImageKV
+from lavis_lite.models.protocols import ImageCachingMatcher, Matcher, Retriever
 from lavis_lite.registry import need
 from lavis_lite.tasks.base import ProgressHandle
 from lavis_lite.tasks.retrieval_parts import (
@@ -34,10 +33,6 @@ from lavis_lite.tasks.retrieval_parts import (
     by_index,
     trimmed,
 )
-
-START_BYTES = 6 << 30
-"""most memory for the first layers of all texts, on the model's device; if they need more, each image computes them
-again"""
 
 
 @torch.no_grad()
@@ -133,8 +128,7 @@ class _Matcher:
     """Match logits of images with texts, by the cheapest method that the model has.
 
     Args:
-        model: also a `Matcher`. An `ImageCachingMatcher` computes an image's keys and values once for all its texts. A
-            `TextCachingMatcher` also computes a text's part once for all its images.
+        model: also a `Matcher`. An `ImageCachingMatcher` computes an image's keys and values once for all its texts.
         texts: of the gallery.
         sizes: pairs per pass.
     """
@@ -159,44 +153,11 @@ class _Matcher:
             matcher = need(model, Matcher, "re-ranking")
             return lambda rows: matcher.compute_itm(image.expand(len(rows), -1, -1), *self._tokens(rows))
         keys_values = model.image_kv(image)
-        if isinstance(model, TextCachingMatcher) and self._starts is not None:
-            return partial(self._started, model, keys_values, self._starts)
         return lambda rows: model.match_logits(
             keys_values.repeated(len(rows)), self.texts.tokens(*self._tokens(rows)))[:, 1]
 
-    def _started(self, model: TextCachingMatcher, keys_values: ImageKV, starts: Tensor, rows: Tensor) -> Tensor:
-        _, mask = self._tokens(rows)
-        queries = starts.shape[1] - int(self.lengths.max())
-        own = starts[:, :queries + mask.shape[1]].index_select(0, rows.to(starts.device))
-        return model.match_started(keys_values.repeated(len(rows)), own, mask)[:, 1]
-
     def _tokens(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return trimmed(self.texts.ids[rows], self.texts.mask[rows], self.model.device)
-
-    @cached_property
-    def _starts(self) -> Tensor | None:
-        """The first layers of matching for every text, float[M,Q+L,D] on the model's device.
-
-        None: the model does not cache texts, or the result would exceed START_BYTES.
-        """
-        if not isinstance(self.model, TextCachingMatcher):
-            return None
-        kept: Tensor | None = None
-        for rows in torch.argsort(self.lengths, descending=True, stable=True).split(self.sizes.pair_batch):
-            begun = self.model.match_start(self.texts.tokens(*self._tokens(rows)))
-            if kept is None:  # the longest texts come first
-                if len(self.lengths) * begun[0].nbytes > _room(begun.device):
-                    return None
-                kept = begun.new_zeros(len(self.lengths), *begun.shape[1:])
-            kept[rows.to(kept.device), :begun.shape[1]] = begun
-        return kept
-
-
-def _room(device: torch.device) -> int:
-    """Bytes that the first layers of all texts may take: at most half of a GPU's free memory."""
-    if device.type != "cuda":
-        return START_BYTES
-    return min(START_BYTES, torch.cuda.mem_get_info(device)[0] // 2)
 
 
 def _runs(lengths: Sequence[int], sizes: Sizes) -> list[int]:

@@ -257,10 +257,10 @@ def truth_of(asked: Row) -> Truth:
                  asked.get("confidences", ()), choices, asked.get("label"))
 
 
-def likeliest(answers: Sequence[str], scores: Sequence[float], most: int = KEPT) -> Likeliest:
-    """The first `most` answers by score; equal ones keep their order."""
+def likeliest(answers: Sequence[str], scores: Sequence[float]) -> Likeliest:
+    """The first KEPT answers by score; equal ones keep their order."""
     share = shares(scores).tolist()
-    return [[answers[index], scores[index], share[index]] for index in order(scores)[:most].tolist()]
+    return [[answers[index], scores[index], share[index]] for index in order(scores)[:KEPT].tolist()]
 
 
 def likeliest_answers(model: Ranker, samples: dict[str, Any], answers: Sequence[str], prompt: str) -> list[Likeliest]:

@@ -44,9 +44,6 @@ class WritingTask(BaseTask[M, D]):
     config_class: ClassVar[type[RunConfig]] = WritingRunConfig
     servers: ClassVar[tuple[Server, ...]] = ("plain",)
     """servers for which predictions can be written; the first is the default"""
-    in_line: tuple[str, ...] = ()
-    """beginnings of the scores that `line` tells in its own way; those that a subclass adds follow. Empty: `line` tells
-    all"""
     cfg: WritingRunConfig
 
     def __init__(self, cfg: WritingRunConfig) -> None:
@@ -112,13 +109,11 @@ class WritingTask(BaseTask[M, D]):
         if "predictions" in scores:
             return (f"{scores['predictions']:.0f} predictions written, not scored ({self._why})"
                     f"{CONTROLS[self.cfg.control]}{self._format_hint}")
-        known = self.in_line or tuple(scores)
-        others = {name: value for name, value in scores.items() if not name.startswith(known)}
-        return self.line(scores) + (f", {BaseTask.summary(self, others)}" if others else "")
+        return super().summary(scores)
 
     def line(self, scores: dict[str, float]) -> str:
         """The summary of one data set that was scored."""
-        return BaseTask.summary(self, scores) + CONTROLS[self.cfg.control]
+        return super().line(scores) + CONTROLS[self.cfg.control]
 
 
 def by_dataset(scores: Mapping[str, float]) -> str:
@@ -135,7 +130,7 @@ def by_dataset(scores: Mapping[str, float]) -> str:
 
 def caption_scores(captions: Mapping[Any, str], references: Mapping[Any, Sequence[str]], names: Sequence[str],
                    domains: Mapping[Any, str] | None = None) -> CaptionReport:
-    """`caption_report` by rank 0 alone: one Java program, not one per rank. Raises DataError on all ranks."""
+    """`caption_report` only by rank 0: one Java program, not one per rank. Raises DataError on all ranks."""
     from lavis_lite.metrics.caption_report import caption_report  # its tokenizer takes a while to import
 
     found: CaptionReport | None = None

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lavis_lite.errors import MissingExtraError
+from lavis_lite.errors import MissingExtraError, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,8 +202,7 @@ def _short(value: Any) -> str:
     """A value, or the first few of a list and how many there are."""
     if not isinstance(value, list):
         return str(value)
-    more = f" and {len(value) - SHOWN} more, see log.jsonl" if len(value) > SHOWN else ""
-    return ", ".join(str(item) for item in value[:SHOWN]) + more
+    return listed(value, SHOWN) + (", see log.jsonl" if len(value) > SHOWN else "")
 
 
 # --- TensorBoard and Weights & Biases --------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class JsonlLog(Sink):
         self.path, self.log_line = Path(path), log
         self._file: BinaryIO | None = None
         self._start: int | None = None
-        """the step to begin behind, until that is done"""
+        """the step after which to begin, until that is done"""
         self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
         self._trouble = False
 
@@ -243,7 +243,7 @@ def _draw_metrics(panels: Any, metrics: Rows) -> None:
 
 
 class Tracker:
-    """Several sinks behind one face; with none (ranks other than 0) every call does nothing.
+    """Several sinks behind one interface; with none (ranks other than 0) every call does nothing.
 
     Secrets are masked. A sink that cannot write any more (a full disk) is reported once and left out from then on.
     """

@@ -210,6 +210,10 @@ def _sections(name: str | None, model_type: str | None, run: str | Path | None,
               checkpoint: str | Path | None, weights: str | None) -> tuple[Any, Any, str | Path | None]:
     """(model section, preprocess section, checkpoint that takes the place of the section's own)."""
     if run is None:
+        if name is not None and model_type is None:
+            from lavis_lite.config.named import model_types
+
+            raise ConfigError(f"{name!r} needs a type too: {', '.join(model_types(name))}.")
         if name is None or model_type is None:
             raise ConfigError("name a model and its type, such as load_model(\"blip2_opt\", \"mini\"), or a run: "
                               "load_model(run=\"output/blip2/stage2_opt\").")

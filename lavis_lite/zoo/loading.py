@@ -41,8 +41,8 @@ def load_section(section: ModelConfig, *, is_eval: bool = False, device: Any = "
     """
     where = pick_device(device, key="device")
     wanted = None if dtype is None else dtype_name(dtype)
-    changes = {**_checkpoint(section, checkpoint), **_language_options(section, device_map, quantization),
-               **precisions(section, where, wanted, is_eval)}
+    changes = {**({} if checkpoint is None else section.starting_from(checkpoint)),
+               **_language_options(section, device_map, quantization), **precisions(section, where, wanted, is_eval)}
     if allow_non_finite:
         changes["allow_non_finite"] = True
     model = build_model(section.replaced(**changes), log)
@@ -86,14 +86,6 @@ def precisions(section: ModelConfig, device: torch.device, dtype: str | None, is
                               "load with is_eval=True.")
         return dict.fromkeys(parts, dtype)
     return {key: "fp32" if on_cpu and value in ("auto", "fp16") else value for key, value in parts.items()}
-
-
-def _checkpoint(section: ModelConfig, checkpoint: str | Path | None) -> dict[str, Any]:
-    """The section's keys for one checkpoint in place of all that it names."""
-    if checkpoint is None:
-        return {}
-    changes = {"load_pretrained": True, "pretrained": str(checkpoint), "load_finetuned": False}
-    return {**changes, "pretrained_stage1": None} if "pretrained_stage1" in section else changes
 
 
 def _language_options(section: ModelConfig, device_map: Any, quantization: str | None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import sys
 import threading
 import time
@@ -259,9 +258,7 @@ def test_the_command_checks_before_it_loads(tmp_path: Path, capsys: pytest.Captu
     pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'lavis_lite[serve]'")
     assert "--port: no.such.host.invalid:8000 is in use or not of this machine" in error(
         "--host", "no.such.host.invalid", "--token-file", __file__)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with serve.bound("127.0.0.1", 0) as taken:  # by a server that still loads its model
         busy = str(taken.getsockname()[1])
         assert f"--port: 127.0.0.1:{busy} is in use" in error("--port", busy)
     monkeypatch.setitem(sys.modules, "fastapi", None)

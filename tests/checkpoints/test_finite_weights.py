@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lavis_lite.checkpoints import load_vision_weights
+from lavis_lite.checkpoints.assembly import Assembly
 from lavis_lite.checkpoints.convert import convert
+from lavis_lite.checkpoints.folders import check_folder
 from lavis_lite.checkpoints.weights import assets, build_model
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.finite import is_finite, non_finite, non_finite_fused
+from lavis_lite.models.blip2.config import Blip2OPTConfig
 from lavis_lite.models.language import build_language_model
 from lavis_lite.models.language.build import load_pretrained
 from lavis_lite.models.language.families import LMLoadOptions, Quantization
@@ -148,6 +152,33 @@ def test_a_language_models_folder_with_other_tensors_than_its_config(change: Cha
     model = build_language_model(str(tmp_path), tokenizer=damaged_folder(tmp_path, change))
     with pytest.raises(CheckpointError, match=words):
         load_pretrained(model, str(tmp_path))
+
+
+def with_integers(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    tensors["model.decoder.position_ids"] = torch.arange(3)  # rightly integers
+    tensors[f"{FC1}.weight"] = tensors[f"{FC1}.weight"].to(torch.int8)
+
+
+@pytest.mark.parametrize(("change", "bits", "words"), [
+    (with_integers, None, r"stores 1 weights as integers: .*1\.fc1\.weight \(int8\)\. They are quantised"),
+    (with_nan, "4bit", r"model\.safetensors: 1 of 1 tensors hold NaN or infinity: .*1\.fc1\.weight \(1 of 3")])
+def test_what_transformers_would_spoil_without_a_word(change: Change, bits: Quantization | None, words: str,
+                                                      tmp_path: Path) -> None:
+    """It casts integers to real numbers, and NaN becomes a number in 4 bits."""
+    language_model = build_language_model(str(tmp_path), tokenizer=damaged_folder(tmp_path, change),
+                                          setup=LMLoadOptions(quantization=bits))
+    model: Any = SimpleNamespace(language_model=language_model)
+    config = Blip2OPTConfig(opt_model=str(tmp_path), vit_weights="random")
+    assembly = Assembly(model, config, {"llm_model": str(tmp_path)}, [], lambda source: None, print)
+    with pytest.raises(CheckpointError, match=words):
+        assembly.load_backbones()
+
+
+def test_the_files_of_torch_are_looked_at_too(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.ones(2, 2, dtype=torch.uint8), "steps": torch.tensor(3)},
+               tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"fc\.weight \(uint8\)"):
+        check_folder(tmp_path, "--clip")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes (extra quant) is missing")

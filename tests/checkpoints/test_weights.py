@@ -129,7 +129,8 @@ def test_report_of_a_checkpoint_is_said(tmp_path: Path) -> None:
 
 def writer(**changes: object) -> Blip2OPTConfig:
     """A stage-2 section of the mini's sizes over a tiny random language model."""
-    shared = {field.name: getattr(mini(), field.name) for field in fields(Blip2Config)}
+    section = mini()
+    shared = {field.name: getattr(section, field.name) for field in fields(Blip2Config)}
     sizes = {"model_type": "opt", "vocab_size": 120, "hidden_size": 16, "num_hidden_layers": 1, "ffn_dim": 16,
              "num_attention_heads": 2, "max_position_embeddings": 64, "word_embed_proj_dim": 16}
     section = Blip2OPTConfig(**shared | {"arch": "blip2_opt", "load_pretrained": True},

@@ -92,13 +92,13 @@ PORTED = {
     "`load_checkpoint`, `load_checkpoint_from_config`": "test_blip2_models::test_checkpoints_by_config",
     "random numbers in a data set or processor":
         "test_adapters::test_a_data_set_is_read_with_the_sample_s_own_randomness",
-    "samples that are no dictionaries": "test_adapters::test_questions_of_lavis_layout_become_flat_answers",
+    "samples that are not dictionaries": "test_adapters::test_questions_of_lavis_layout_become_flat_answers",
     "a data set that returns None": "test_adapters::test_a_data_set_is_read_with_the_sample_s_own_randomness",
     "`collater`": "test_adapters::test_batches_of_several_data_sets_have_shared_keys",
     "`valid_step`, `after_evaluation`": "test_projects::test_two_ranks_see_what_one_sees",
     "`load_model`, `load_model_and_preprocess` of `lavis.models`":
         "test_blip2_models::test_a_script_gets_a_model_with_lavis_parts_and_the_package_s_texts",
-    "what a module of LAVIS imports itself, as `blip2_qformer.BlipOutputFeatures`":
+    "names that a module of LAVIS imports, such as `blip2_qformer.BlipOutputFeatures`":
         "test_blip2_models::test_modules_have_what_lavis_imports_there",
     "`registry.mapping[\"model_name_mapping\"].pop(name)`":
         "test_forks::test_a_name_that_is_taken_out_of_the_mapping_is_registered_again",
@@ -111,10 +111,10 @@ PORTED = {
         "test_adapters::test_a_model_s_own_groups_reach_the_optimizer",
     "`self.Qformer`": "test_qformer::test_queries_and_text_together",
     "`Qformer.generate`": "test_own_copies::test_the_q_former_generates_as_the_package_does",
-    "a language model with words added": "test_own_copies::test_stage_2_in_half_precision_with_tokens_added",
+    "a language model with added words": "test_own_copies::test_stage_2_in_half_precision_with_tokens_added",
     "float16 weights": "test_own_copies::test_stage_2_in_half_precision_with_tokens_added",
     "`torch.distributed` in a class": "test_own_copies::test_stage_1_that_calls_torch_distributed_itself",
-    "an option of a task that a class's `generate` does not take":
+    "a task's option that a class's `generate` does not take":
         "test_own_copies::test_stage_1_that_calls_torch_distributed_itself",
     "a vision encoder": "test_blip2_models::test_the_parts_people_touch",
 }

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from lavis_lite.config.compose import compose, to_yaml
+from lavis_lite.config.mixing import published_mixing
 from lavis_lite.config.named import dataset_names
 from lavis_lite.errors import ConfigError, ErrorList
 from lavis_lite.models.blip2.config import Blip2QformerConfig
 from lavis_lite.preflight import check
-from lavis_lite.runners.train_state import published_mixing
 from tests.helpers.processes import run_processes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ def test_base_chain_puts_the_farthest_ancestor_first(tmp_path):
     layers = base_chain(tmp_path / "c.yaml")
     assert [Path(layer.name).name for layer in layers] == ["a.yaml", "b.yaml", "c.yaml"]
     merged, provenance = merge(layers)
-    assert merged.run == {"seed": 2, "max_epoch": 3, "init_lr": 1e-5}
+    assert merged["run"] == {"seed": 2, "max_epoch": 3, "init_lr": 1e-5}
     assert Path(provenance["run.seed"]).name == "b.yaml"
     assert Path(provenance["run.max_epoch"]).name == "a.yaml"
 
@@ -78,7 +78,7 @@ def test_options_that_cannot_be_read(options):
 def test_a_null_data_set_is_dropped_and_provenance_is_per_leaf():
     layers = [Layer("one", {"datasets": {"a": {"x": 1}, "b": {}}}), Layer("two", {"datasets": {"a": None}})]
     merged, provenance = merge(layers)
-    assert dict(merged.datasets) == {"b": {}}
+    assert merged["datasets"] == {"b": {}}
     assert provenance["datasets.a"] == "two"
 
 

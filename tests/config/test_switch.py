@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lavis_lite.config.compose import Composition, compose, overlaid, to_yaml
 from lavis_lite.config.layers import Layer
+from lavis_lite.config.sections import settings_of_others
 from lavis_lite.preflight import check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +140,16 @@ def test_another_processor_takes_no_settings_but_the_sizes_of_the_former_one(tmp
     kept = compose(tmp_path / "first.yaml").config
     assert kept.preprocess.vis_processor.train["min_scale"] == 0.9  # type: ignore[index]
     assert not any("min_scale" in key for key in found.config.provenance)
+
+
+def test_settings_of_a_processor_without_a_name_are_no_others() -> None:
+    """They may be of the one that a later layer names; if not, its check reports them."""
+    def train(**settings: object) -> dict[str, Any]:
+        return {"preprocess": {"vis_processor": {"train": settings}}}
+
+    assert list(settings_of_others(train(min_scale=0.9), train(name="blip_image_train"))) == []
+    assert list(settings_of_others(train(name="clip_image_eval", min_scale=0.9), train(name="blip_image_train"))) == [
+        "preprocess.vis_processor.train.min_scale"]
 
 
 def test_another_connector_takes_no_settings_of_the_former_one(tmp_path: Path) -> None:

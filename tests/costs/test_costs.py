@@ -36,6 +36,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "OPT, full, checkpointed": ("stage2_opt", {"llm_train": "full", "llm_grad_checkpoint": True}),
     "T5, full": ("stage2_t5", {"llm_train": "full"}),
 }
+EVERY_KIND = ("stage 1", "OPT, checkpointed", "OPT, LoRA", "T5, full")
+"""frozen, trained, with adapters and checkpointed; the others with --long"""
 
 
 def section_of(recipe: str, changes: dict[str, Any]) -> Any:
@@ -70,7 +72,8 @@ def measured(section: Any, run: RunConfig) -> tuple[int, int]:
     return sum(held.values()) + live, live
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case if case in EVERY_KIND else pytest.param(case, marks=pytest.mark.long)
+                                  for case in CASES])
 def test_within_a_tenth_of_what_torch_sees(case: str) -> None:
     pytest.importorskip("peft") if "LoRA" in case else None
     recipe, changes = CASES[case]

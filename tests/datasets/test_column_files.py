@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,14 @@ def test_folders_of_one_split_are_read_together(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metadata.csv").write_text("file_name,text\n")
     assert splits_in(tmp_path) == {"val": [tmp_path / name / "metadata.csv" for name in ("valid", "validation")]}
+
+
+def test_pictures_of_a_file_that_was_replaced_are_the_new_ones(tmp_path):
+    for name in ("red", "blue"):
+        path = write(tmp_path / "a.parquet", [{"image": png(1), "caption": name.ljust(4)}])
+        os.utime(path, (1, 1))  # and as many bytes
+        (batch,) = columnar.batches_of(path, ["caption"])
+        assert batch.column("caption").to_pylist() == [name.ljust(4)]
 
 
 def test_names_of_cells_open_no_other_file(tmp_path):

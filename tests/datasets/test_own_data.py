@@ -298,7 +298,7 @@ def test_recipes_are_written_once_and_for_what_the_file_holds(folder: Path, caps
     assert recipe["datasets"]["a"]["val_fraction"] == 0.1 and recipe["run"]["test_splits"] == ["val"]
     for words, message in [(["check", captions, "--write-yaml", "a.yaml"], "there is such a file already"),
                            (["check", questions, "--goal", "captioning", "--write-yaml", "b.yaml"], "choose vqa"),
-                           (["check", "coco_caption", "--write-yaml", "b.yaml"], "goes with a FILE or DIR")]:
+                           (["check", "coco_caption", "--write-yaml", "b.yaml"], "needs a FILE or DIR")]:
         with pytest.raises(ConfigError, match=message):
             from lavis_lite.cli.data_check import main
 

@@ -15,7 +15,7 @@ from lavis_lite import load_model, load_model_and_preprocess
 from lavis_lite.cli import data_capfilt
 from lavis_lite.cli.generate import QUIET
 from lavis_lite.cli.main import main
-from lavis_lite.errors import CheckpointError, ConfigError
+from lavis_lite.errors import CheckpointError, ConfigError, RegistryError
 from tests.end_to_end.conftest import SMALL, Train
 
 SCENE = "lavis_lite/assets/mini/scene.jpg"
@@ -204,7 +204,11 @@ def test_what_cannot_be_meant(words: list[str], told: str, capsys: pytest.Captur
 
 def test_arguments_of_models_that_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="name a model and its type"):
+        load_model(model_type="mini")
+    with pytest.raises(ConfigError, match="'blip2_opt' needs a type too: .*mini"):
         load_model("blip2_opt")
+    with pytest.raises(RegistryError, match="BLIP-2 and InstructBLIP, and not LAVIS' BLIP .* Nearest to it: blip2_opt"):
+        load_model("blip_caption")
     with pytest.raises(ConfigError, match="brings its own model and type"):
         load_model("blip2_opt", "mini", run="output")
     with pytest.raises(CheckpointError, match="there is no run folder"):

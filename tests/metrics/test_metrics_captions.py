@@ -88,7 +88,7 @@ def test_scores_by_hand() -> None:
 def test_captions_that_cannot_be_scored() -> None:
     with pytest.raises(DataError, match="no captions to score"):
         caption_scores({}, {1: ["a"]})
-    with pytest.raises(DataError, match=r"25 of 26 captions have no reference.*ids: 1, 2, .*20, \.\.\.\."):
+    with pytest.raises(DataError, match=r"25 of 26 captions have no reference.*ids: 1, 2, .*20 and 5 more\."):
         caption_scores({key: "a" for key in range(26)}, {0: ["a"], 1: []})
     with pytest.raises(DataError, match=r"1 of 1 predicted captions are not text; ids: 7\."):
         caption_scores({7: ["a"]}, {7: ["a"]})  # type: ignore[dict-item]

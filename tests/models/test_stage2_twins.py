@@ -101,7 +101,6 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 def test_loss_and_gradients_are_those_of_the_twins(name: str, width: int | None) -> None:
     torch.manual_seed(3)
     twin = theirs(name).double().train()
-    twin.text_width = width
     model = ours(name, twin).train()
     for part in (twin, model):
         exact_norms(part)

@@ -212,7 +212,7 @@ def test_a_part_that_is_no_object_is_told(folder: Path) -> None:
 
 def test_a_release_over_bloom_and_the_second_version_are_refused(folder: Path) -> None:
     words = {"language_model.transformer.word_embeddings_layernorm.weight": torch.zeros(2)}
-    with pytest.raises(CheckpointError, match="stands on BLOOM"):
+    with pytest.raises(CheckpointError, match="is built on BLOOM"):
         from_owl({**stand_in(), **words}, HEADS)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": "mplug_owl2"}))
     with pytest.raises(CheckpointError, match="is of a 'mplug_owl2', not of a BLIP-2"):

@@ -62,10 +62,13 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
      "has the streams {'video': 6, 'audio': 2}, with their tokens, and model.vit_args.streams {'audio': 2,"),
     (STAGE1, ["run.train_splits=[train, train]"], "run.train_splits: names 'train' twice"),
     (STAGE1, ["datasets.coco_caption={}", "run.valid_splits=[vall]"], "none of the data sets has a split 'vall'"),
-    (STAGE1, ["run.compile=full", "run.fsdp=llm"], "run.compile: full does not go with run.fsdp=llm"),
+    (STAGE1, ["run.compile=full", "run.fsdp=llm"], "run.compile: full cannot be combined with run.fsdp=llm"),
     (STAGE1, ["run.compile=block"], "did you mean 'blocks'"),
     (STAGE1, ["run.sampling=ratios"], "run.sampling: ratios needs run.train_dataset_ratios"),
     (STAGE1, ["datasets.coco_caption={}", "run.train_dataset_ratios={coco_caption: 1}"], "lacks mini_world_caption"),
+    (STAGE1, ["run.sampling=size", f"{DATA}.sampling_factor={{0: 1, half: 2}}"], "sampling_factor: 'half' is no step"),
+    (STAGE1, [f"{DATA}.sampling_factor={{0: fast}}"], "sampling_factor.0: must be a number, not 'fast'"),
+    (STAGE1, ["run.sampling=sqrt", f"{DATA}.sampling_factor={{0: 1, 9: 0}}"], "run.sampling: at step 9 the training"),
 ])
 def test_what_would_stop_the_building_is_known_before(recipe: str, options: list[str], words: str) -> None:
     errors = check(compose(recipe, options))

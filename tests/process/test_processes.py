@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
+import signal
 import subprocess
 import sys
 import textwrap
@@ -46,6 +48,27 @@ def test_a_server_of_workers_that_was_killed_is_told_of(error: Exception, monkey
     monkeypatch.setattr("multiprocessing.popen_forkserver.Popen", lost)
     with pytest.raises(WorkerError, match="that starts loader workers .* was killed, most likely because memory"):
         processes.worker_context("forkserver").Process(target=print).start()  # type: ignore[attr-defined]
+
+
+def test_workers_share_what_their_server_imported(tmp_path: Path) -> None:
+    script = """
+        from lavis_lite.datasets.loading.loader import SHARED
+        from lavis_lite.process.children import worker_context
+        def imported(queue):
+            import sys
+            queue.put([name in sys.modules for name in SHARED])
+        if __name__ == "__main__":
+            context = worker_context("forkserver", SHARED)
+            queue = context.SimpleQueue()
+            worker = context.Process(target=imported, args=(queue,))
+            worker.start()
+            print(queue.get())
+            worker.join()
+    """
+    file = tmp_path / "script.py"
+    file.write_text(textwrap.dedent(script))
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "[True, True]\n", done.stderr
 
 
 def ended(script: str, **streams: Any) -> subprocess.CompletedProcess[str]:
@@ -121,3 +144,41 @@ def test_output_that_cannot_be_written_at_the_end_has_its_code_and_message() -> 
     unbuffered = subprocess.run([sys.executable, "-u", "-c", script], stdout=open("/dev/full", "w"),
                                 stderr=subprocess.PIPE, text=True, check=False)
     assert (unbuffered.returncode, unbuffered.stderr) == (exits.USER_ERROR, done.stderr)
+
+
+# --- a signal while an error is handled -------------------------------------------------------------------------------
+def stop() -> None:
+    raise exits.Terminated(signal.SIGTERM)
+
+
+def look_up() -> None:
+    """As pathlib's `__str__` does: the frame raises, and goes on."""
+    try:
+        {}["cached"]
+    except KeyError:
+        stop()
+
+
+def poll() -> None:
+    """As torch's loader does: the library's frame catches what one below it raised."""
+    code = "try:\n    queue.get_nowait()\nexcept Exception:\n    stop()"
+    exec(compile(code, queue.__file__, "exec"), {"queue": queue.Queue(), "stop": stop})
+
+
+def fail() -> None:
+    raise ValueError("the user's")
+
+
+def fail_and_save() -> None:
+    try:
+        fail()
+    finally:
+        look_up()
+
+
+@pytest.mark.parametrize(("interrupted", "cause"), [(look_up, exits.Terminated), (poll, exits.Terminated),
+                                                    (fail_and_save, ValueError)])
+def test_only_an_error_that_ends_the_command_goes_before_a_signal(interrupted: Any, cause: type) -> None:
+    with pytest.raises(exits.Terminated) as caught:
+        interrupted()
+    assert type(exits.cause_of(caught.value)) is cause

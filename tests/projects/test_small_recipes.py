@@ -11,6 +11,8 @@ from lavis_lite.config.recipes import Recipe, recipes
 
 PUBLISHED = {"opt": 125_239_296, "flant5": 76_961_152, "smollm2": 134_515_008}
 """parameters of OPT-125M, FlanT5-small and SmolLM2-135M"""
+EVERY_PART = ("blip2/small_stage1", "blip2/small_stage2_opt", "instructblip/small_flant5", "instructblip/small_smollm2")
+"""every stage and every language model once; the other pairs are composed below, and counted with --long"""
 SMALL = [recipe.name for recipe in recipes() if recipe.name.rpartition("/")[2].startswith("small_")]
 
 
@@ -19,7 +21,8 @@ def test_there_is_one_of_every_stage() -> None:
                      *(f"instructblip/small_{name}" for name in ("flant5", "opt", "smollm2"))]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name if name in EVERY_PART else pytest.param(name, marks=pytest.mark.long)
+                                  for name in SMALL])
 def test_it_fits_on_the_meta_device(name: str, capsys: pytest.CaptureFixture[str],
                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """Also without a network: timm's weights are listed as missing, not fetched."""

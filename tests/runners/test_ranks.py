@@ -15,7 +15,7 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.config.typed import run_errors
 from lavis_lite.device import set_tf32, wants_tf32
-from lavis_lite.errors import CheckpointError, DataError, DistributedError
+from lavis_lite.errors import CheckpointError, ContractError, DataError, DistributedError
 from lavis_lite.process.exits import Interrupted
 from lavis_lite.runners.ranks import during_exchange
 from lavis_lite.runners.step import DivergedError
@@ -46,6 +46,14 @@ class LooksAhead(ExactModel):
             return super().forward({**samples, "image": image[:, 0]})
         finally:
             self.frozen = frozen
+
+
+class Forgets(ExactModel):
+    """It has a part that its loss does not use."""
+
+    def __init__(self, dropout=0.0, seed=0):
+        super().__init__(dropout, seed)
+        self.adapter = nn.Linear(2, 2).double()
 
 
 class CountSyncs(ToyTask):
@@ -81,6 +89,8 @@ def scenarios(folder):
         found[name] = train(f"{folder}/overlap", {"batch_size_train": 2, "overlap_exchange": True}, resume, dropout=0.5,
                             model=LooksAhead)
         found[f"{name}: steps"], LooksAhead.seen_ahead = LooksAhead.seen_ahead, 0
+    with pytest.raises(ContractError, match="2 trainable tensors got no gradient: adapter.*find_unused_parameters"):
+        train(f"{folder}/forgets", {"batch_size_train": 2}, model=Forgets)
     return found, misfortunes(folder), abandoned(folder)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lavis_lite.config.schema import DatasetConfig
 from lavis_lite.datasets.annotations.kinds import Field, file_name, text
 from lavis_lite.datasets.annotations.rows import read_table
 from lavis_lite.datasets.caption import CaptionDataset
@@ -16,7 +17,7 @@ from lavis_lite.process.exits import Interrupted
 from lavis_lite.runners import checkpointing, resume
 from lavis_lite.runners.train_state import picture_sizes
 from lavis_lite.tracking.tracker import read
-from tests.helpers.toy import Toy, ToyTask, records, same, weights
+from tests.helpers.toy import Toy, ToyData, ToyTask, records, same, weights
 
 STEPS = 8
 RUN = {"max_iters": STEPS, "accum_grad_iters": 2, "save_every": 1, "keep_checkpoints": STEPS, "max_grad_norm": 1.0,
@@ -87,6 +88,33 @@ def test_best_metric_survives(whole, tmp_path):
     runner.resume(run_dir / "checkpoints/step_00000007")
     assert runner.best == {"step": 6 if scores[6] > scores[3] else 3, "metric": max(scores[3], scores[6]),
                            "split": "val"}
+
+
+class TwoSets(Toy):
+    """Each step draws from one of two sets, one of them ever more rarely."""
+
+    factor: float | dict[str, float] = {"0": 1.0, "6": 0.5}  # noqa: RUF012  # tests set another
+
+    def build(self, tracker=None):
+        runner = super().build(tracker)
+        runner.cfg.datasets["rare"] = DatasetConfig(sampling_factor=self.factor)
+        runner.datasets = {**runner.datasets, "rare": {"train": ToyData(16)}}
+        return runner
+
+
+def test_ratios_that_change_continue_where_they_were(tmp_path):
+    run = {**RUN, "sampling": "size", "save_every": 4, "valid_splits": [], "test_splits": []}
+    first = TwoSets(tmp_path / "first", run)
+    first.build().train()
+    checkpointing.shutil.copytree(first.run_dir, tmp_path / "second")
+    second = TwoSets(tmp_path / "second", run).build()
+    second.resume(second.store.path(4))
+    second.train()
+    assert records(tmp_path / "second") == records(first.run_dir)
+    other = TwoSets(tmp_path / "second", run)
+    other.factor = 1.0
+    with pytest.raises(ConfigError, match=r"ratios was \[40.0, \[\[0, 16.0\], \[6, 8.0\]\]\] and is \[40.0, 16.0\]"):
+        other.build().resume(second.store.path(4))
 
 
 def test_a_finished_run_resumes_to_nothing_but_its_test(whole, tmp_path):

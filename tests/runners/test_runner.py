@@ -16,6 +16,7 @@ from lavis_lite.device import X86_BF16, Precision, bf16_is_native, pick_device
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.runners import schedules
 from lavis_lite.runners.outcome import PATIENCE, DivergedError
+from lavis_lite.runners.train_state import refuse_lost_targets
 from lavis_lite.tracking.tracker import read
 from tests.helpers.toy import ExactModel, Toy, ToyData, ToyModel, ToyTask, records, same, weights
 
@@ -283,6 +284,17 @@ def test_ratios_by_name(tmp_path):
     assert runner.train_state.fingerprint["ratios"] == [3.0]
     with pytest.raises(ConfigError, match="train_dataset_ratios.tory.*did you mean 'toy'"):
         Toy(tmp_path, {"train_dataset_ratios": {"tory": 1.0}}).build().train()
+
+
+def test_sets_that_would_lose_their_answers_are_not_shuffled_together():
+    class Of:
+        def __init__(self, *keys):
+            self.sample_keys = keys
+
+    captions, questions = Of("image", "text_input"), Of("image", "text_input", "text_output")
+    with pytest.raises(ConfigError, match="samples of b have a text_output .*; those of a have none"):
+        refuse_lost_targets(["a", "b"], [captions, questions])
+    refuse_lost_targets(["a", "b", "c"], [questions, questions, object()])
 
 
 def test_several_sets_with_one_split_are_told_apart(tmp_path):

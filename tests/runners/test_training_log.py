@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lavis_lite import distributed
 from lavis_lite.runners.outcome import LossMeter
 from lavis_lite.runners.train_state import Speed
 from lavis_lite.tracking.tracker import read
 from tests.helpers.processes import run_processes
-from tests.helpers.toy import Toy, ToyData, records
+from tests.helpers.toy import Toy, ToyData, ToyModel, records
 
 CPU = torch.device("cpu")
 RUN = {"max_iters": 12, "log_freq": 5, "save_every": 1, "keep_checkpoints": 12, "accum_grad_iters": 2}
@@ -51,6 +52,22 @@ def test_a_line_tells_samples_and_waiting(whole: Path) -> None:
     for row in lines(whole):
         assert row["samples_seen"] == 8 * row["step"] and 0 <= row["data_wait"] <= 1
         assert "peak_memory_gib" not in row, "there is no device memory on a CPU"
+
+
+def test_what_got_no_gradient_is_named_once(tmp_path: Path) -> None:
+    class Forgotten(ToyModel):
+        def __init__(self, dropout: float = 0.0, seed: int = 0) -> None:
+            super().__init__(dropout, seed)
+            self.adapter = nn.Linear(2, 2)
+
+    lines: list[str] = []
+    toy = Toy(tmp_path, {**RUN, "max_iters": 6}, model_class=Forgotten)
+    runner = toy.build()
+    runner.tracker.log = lines.append  # type: ignore[method-assign]
+    runner.train()
+    assert [line for line in lines if "no gradient" in line] == [
+        "note: 2 trainable tensors got no gradient: adapter.weight, adapter.bias in the first step. Unless other "
+        "batches use them, they do not train: use them in the loss, or freeze them."]
 
 
 @pytest.mark.parametrize("step", range(1, 12))

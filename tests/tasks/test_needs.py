@@ -26,10 +26,10 @@ from lavis_lite.models.protocols import (
     Answerer,
     Captioner,
     FeatureExtractor,
+    ImageCachingMatcher,
     Matcher,
     Ranker,
     Retriever,
-    TextCachingMatcher,
     TextMeasurer,
 )
 from lavis_lite.registry import asked_by, lacking, need, registry
@@ -39,7 +39,7 @@ from lavis_lite.tasks.vqa import VQARunConfig, VQATask
 
 def test_the_packages_models_have_their_protocols() -> None:
     writes = Captioner, Answerer, Ranker, TextMeasurer
-    sees = Retriever, Matcher, TextCachingMatcher, FeatureExtractor
+    sees = Retriever, Matcher, ImageCachingMatcher, FeatureExtractor
     assert [lacking(Blip2OPT, protocol) for protocol in writes] == [[]] * 4
     assert [lacking(Blip2Qformer, protocol) for protocol in (*sees, Captioner)] == [[]] * 5
     assert lacking(Blip2Qformer, Answerer) == ["predict_answers"]

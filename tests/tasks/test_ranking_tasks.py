@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import ConfigError, ContractError, DataError
 from lavis_lite.evaluation.evaluator import gathered
 from lavis_lite.registry import registry
 from lavis_lite.tasks.base import BaseTask
+from lavis_lite.tasks.by_dataset import InstructionTuningTask
 
 OPTIONS = [["red", "blue"], ["cat", "dog", "cow"], ["yes", "no"]]
 
@@ -168,6 +169,8 @@ def test_faults_of_candidates() -> None:
     task.before_evaluation(Split(), "val")
     with pytest.raises(DataError, match="question_id 11 has no candidates"):
         task.predict(Scorer({}), {**Split().batch(), "candidates": [["a"], [], ["b"]]})
+    with pytest.raises(DataError, match="question_id 11 has an empty candidate"):
+        task.predict(Scorer({}), {**Split().batch(), "candidates": [["a"], ["c", ""], ["b"]]})
     with pytest.raises(DataError, match="cannot evaluate SimpleNamespace, which lacks the protocol Choices .no "):
         make("ranking").before_evaluation(SimpleNamespace(), "val")
     with pytest.raises(ConfigError, match="cannot evaluate Linear, which has no score_candidates"):
@@ -330,6 +333,21 @@ def test_instruction_tuning_evaluates_every_set_as_what_it_is() -> None:
         task.part_for(SimpleNamespace()).before_evaluation(SimpleNamespace(), "val")
     assert task.summary({"a/accuracy": 1.0, "a/agg_metrics": 1.0, "b/predictions": 3.0, "agg_metrics": 1.0}) == (
         "mean 1\n  a: accuracy 1\n  b: 3 predictions written, not scored")
+
+
+def test_a_router_whose_evaluation_would_not_be_called_is_refused() -> None:
+    class Mine(InstructionTuningTask):
+        def score(self, *arguments: Any) -> dict[str, float]:
+            return {"mine": 1.0}
+
+    class Own(Mine):
+        def part_for(self, dataset: Any) -> BaseTask:
+            return self
+
+    cfg = InstructionTuningTask.config_class()
+    with pytest.raises(ContractError, match="Mine overrides score, which an evaluation calls on the parts"):
+        Mine(cfg)  # type: ignore[arg-type]
+    assert Own(cfg).score() == {"mine": 1.0}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["ranking", "instruction_tuning", "aok_vqa", "vqa_reading_comprehension"])

@@ -134,8 +134,11 @@ def test_summary_tells_recall_beside_chance():
     scores |= {"itm_txt_r1": 0.95, "itm_img_r1": 0.94}
     assert pretrain().summary(scores).endswith("; text R@1 0.950, image R@1 0.940 by ITC + ITM")
     assert pretrain().summary({"loss": 1.5}) == "loss 1.5"
+    assert pretrain().summary({"loss": 1.5, "mine": 2.0}) == "loss 1.5, mine 2"
+    assert pretrain().summary({**scores, "mine": 2.0}).endswith(" by ITC + ITM, mine 2")
     done = evaluate(retrieval(), dataset(6))[0]
     assert retrieval().summary(done).count("R@1") == 4
+    assert retrieval().summary({**done, "mine": 2.0}).endswith(" by ITC + ITM, mine 2")
     assert retrieval(k_test=0).summary(done).count("R@1") == 2
 
 

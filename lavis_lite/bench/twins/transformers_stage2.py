@@ -40,12 +40,11 @@ class HFStage2(nn.Module):
 
     Args:
         model: Blip2ForConditionalGeneration.
-        text_width: tokens to which every text is padded; None: the longest of the batch.
     """
 
-    def __init__(self, model: Any, text_width: int | None = None) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model, self.text_width = model, text_width
+        self.model = model
         model.vision_model.requires_grad_(False)
         model.vision_model.post_layernorm.requires_grad_(True)
         model.language_model.requires_grad_(False)
@@ -63,18 +62,18 @@ class HFStage2(nn.Module):
         count = config.num_query_tokens
         soft = [config.image_token_id] * count
         if config.text_config.is_encoder_decoder:
-            rows, labels = [[*soft, *first] for first in before], self._rectangle(after, 0, IGNORE)
+            rows, labels = [[*soft, *first] for first in before], self._rectangle(after, IGNORE)
         else:
             pairs = list(zip(before, after, strict=True))
             rows = [[*soft, *first, *second] for first, second in pairs]
             labels = self._rectangle([[*[IGNORE] * (count + len(first)), *second] for first, second in pairs],
-                                     count, IGNORE)
-        mask = self._rectangle([[1] * len(row) for row in rows], count, 0)
-        output = self.model(pixel_values=samples["image"], input_ids=self._rectangle(rows, count, 0),
+                                     IGNORE)
+        mask = self._rectangle([[1] * len(row) for row in rows], 0)
+        output = self.model(pixel_values=samples["image"], input_ids=self._rectangle(rows, 0),
                             attention_mask=mask, labels=labels)
         loss: Tensor = output.loss
         return loss
 
-    def _rectangle(self, rows: Sequence[Sequence[int]], queries: int, fill: int) -> Tensor:
-        width = max(map(len, rows)) if self.text_width is None else queries + self.text_width
+    def _rectangle(self, rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+        width = max(map(len, rows))
         return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=self.model.device)

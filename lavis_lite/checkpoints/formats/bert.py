@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lavis_lite.checkpoints.folders import check_folder
 from lavis_lite.checkpoints.formats.key_maps import QFORMER_MAP
 from lavis_lite.checkpoints.load import in_model_dtype
 from lavis_lite.errors import CheckpointError
@@ -72,11 +73,12 @@ def bert_state(source: str) -> dict[str, Tensor]:
     """The tensors that a source has: transformers draws those that it lacks at random.
 
     Raises:
-        CheckpointError: it cannot be had.
+        CheckpointError: it cannot be had, or has weights stored as integers.
     """
     ensure_torchvision()  # transformers may import it
     from transformers import BertForMaskedLM
 
+    check_folder(source, "model.qformer_weights")
     try:
         loaded: Any = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
         model, info = loaded

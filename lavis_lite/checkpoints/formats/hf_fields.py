@@ -49,7 +49,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a config.json with the fields that it leaves out, as transformers' classes fill them in.
 
     Raises:
-        CheckpointError: a part is no object.
+        CheckpointError: a part is not an object.
     """
     classes = _classes(str(config.get("model_type")))
     full = {**_defaults(classes[""]), **config}
@@ -63,7 +63,7 @@ def part_of(config: Mapping[str, Any], part: str) -> dict[str, Any]:
     """A sub-configuration of a config.json; an absent one is empty.
 
     Raises:
-        CheckpointError: it is no object.
+        CheckpointError: it is not an object.
     """
     given = config.get(part) or {}
     if not isinstance(given, Mapping):
@@ -81,7 +81,7 @@ def mlp_ratio(vision: Mapping[str, Any]) -> float:
     """A factor that int(width * factor) turns into exactly the width inside a vision_config's feed-forward layers.
 
     Raises:
-        CheckpointError: one of the two widths is no number above 0.
+        CheckpointError: one of the two widths is not a number above 0.
     """
     inner, width = vision["intermediate_size"], vision["hidden_size"]
     if not all(isinstance(size, int) and size > 0 for size in (inner, width)):

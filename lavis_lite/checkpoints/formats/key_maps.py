@@ -6,6 +6,7 @@ query, key or value, `{rest}` for anything; both templates of a row have the sam
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -79,8 +80,14 @@ class KeyMap:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = list(rows)
-        self._to_ours = [(_pattern(row.theirs), row.ours, row.leading) for row in self.rows]
-        self._to_theirs = [(_pattern(row.ours), row.theirs, -row.leading) for row in self.rows]
+
+    @functools.cached_property
+    def _to_ours(self) -> list[tuple[re.Pattern[str], str, int]]:  # once they are needed: it takes a while
+        return [(_pattern(row.theirs), row.ours, row.leading) for row in self.rows]
+
+    @functools.cached_property
+    def _to_theirs(self) -> list[tuple[re.Pattern[str], str, int]]:
+        return [(_pattern(row.ours), row.theirs, -row.leading) for row in self.rows]
 
     def to_ours(self, tensors: Mapping[str, Tensor]) -> Translated:
         """Foreign layout -> this project's."""

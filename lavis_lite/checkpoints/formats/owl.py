@@ -55,12 +55,12 @@ def from_owl(tensors: Mapping[str, Tensor], heads: int) -> Translated:
         heads: of the vision encoder.
 
     Raises:
-        CheckpointError: its language model is BLOOM, in front of which it places pictures behind a norm of the words.
+        CheckpointError: its language model is BLOOM, in front of which it places pictures after a norm of the words.
     """
     if any(name.endswith("word_embeddings_layernorm.weight") for name in tensors):
-        raise CheckpointError("this mPLUG-Owl stands on BLOOM, and puts its pictures behind the norm of BLOOM's words. "
-                              "Here they would pass that norm, and the outputs would differ. Nothing was loaded; the "
-                              "releases over LLaMA can be loaded.")
+        raise CheckpointError("this mPLUG-Owl is built on BLOOM, and puts its pictures after the norm of BLOOM's "
+                              "words. Here they would pass that norm, and the outputs would differ. Nothing was "
+                              "loaded; the releases over LLaMA can be loaded.")
     dropped = {name: derived(name) for name in tensors if derived(name)}
     found = OWL_MAP.to_ours(_regrouped(tensors, heads, dropped))
     found.dropped = dropped
@@ -86,7 +86,7 @@ def owl_section(config: Mapping[str, Any], folder: Path | str | None = None) -> 
         folder: where it lies, with the tokenizer; None: `llm_tokenizer` is left to the caller.
 
     Raises:
-        CheckpointError: a part that `vision_language` does not have, or that is no object.
+        CheckpointError: a part that `vision_language` does not have, or that is not an object.
     """
     vision, abstractor = ({**sizes, **part_of(config, part)} for part, sizes in SIZES.items())
     text = {"model_type": "llama", **part_of(config, "text_config")}

@@ -31,7 +31,7 @@ from lavis_lite.compat.lavis.sizes import sizes, sizes_in
 from lavis_lite.config.compose import model_sections
 from lavis_lite.config.schema import ModelConfig, RunConfig
 from lavis_lite.device import pick_device
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, UndefinedMethodError, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.models.base import BaseModel as CoreModel
 from lavis_lite.models.base import ParameterGroup
@@ -180,7 +180,7 @@ def load_model_and_preprocess(name: str, model_type: str, is_eval: bool = False,
         return zoo.load_model_and_preprocess(name, model_type, is_eval, device, checkpoint=checkpoint, **options)
     section, preprocess = model_sections(name, model_type)
     if checkpoint is not None:
-        section = section.replaced(load_pretrained=True, pretrained=str(checkpoint), load_finetuned=False)
+        section = section.replaced(**section.starting_from(checkpoint))
     fetch_all(required_weights(section), f"{name}/{model_type}")
     model = cls.from_config(dataclasses.asdict(section))
     model.weight_record = record_of(model)
@@ -268,7 +268,7 @@ def local_path(url_or_filename: str) -> Path:
     """A checkpoint on this machine, fetched if its name is a URL.
 
     Raises:
-        DataError: it is not here and cannot be had.
+        DataError: it is neither here nor downloadable.
     """
     return WeightFile("pretrained", str(url_or_filename)).fetch()
 
@@ -278,7 +278,7 @@ class BaseEncoder(nn.Module):
 
     def forward_features(self, samples: Any, **kwargs: Any) -> Any:
         """Features of samples."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward_features")
+        raise UndefinedMethodError.of(self, "forward_features")
 
     @property
     def device(self) -> torch.device:
@@ -337,7 +337,7 @@ def holds(path: Path, module: nn.Module) -> bool:
         if file.suffix != ".safetensors":
             return True
         with safe_open(file, "pt") as content:
-            for name in content.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+            for name in content.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
                 own: Any = state.get(name)
                 if own is None or own.is_meta or compared == COMPARED or _shape(content, name) != tuple(own.shape):
                     continue

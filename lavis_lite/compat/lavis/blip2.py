@@ -32,7 +32,7 @@ class Blip2Base(BaseModel):
         """BERT's tokenizer with [DEC] as its bos token; `sizes.tokenizer` chooses another one.
 
         Raises:
-            ConfigError: it is not here and cannot be had.
+            ConfigError: it is neither here nor downloadable.
         """
         return TextTokenizer(current().tokenizer, truncation_side=truncation_side).loaded
 
@@ -42,7 +42,7 @@ class Blip2Base(BaseModel):
         """(the Q-Former, query tokens float[1,Q,D]), BERT's weights where BERT has them.
 
         Raises:
-            CheckpointError: BERT is not here and cannot be had.
+            CheckpointError: BERT is neither here nor downloadable.
         """
         config = BertConfig.from_pretrained("bert-base-uncased")
         config.encoder_width, config.query_length = vision_width, num_query_token

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lavis_lite.checkpoints.folders import check_folder
 from lavis_lite.checkpoints.manifest import source_of
 from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.compat.lavis.base_model import BaseModel
@@ -77,6 +78,7 @@ class LavisBlip2LLM(Blip2Base, core.Blip2LLM):
         is_llama = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["model_type"] == "llama"
         family = self.defaults.family if is_llama else None  # Vicuna's facts are those of a LLaMA
         language_model = build_language_model(path, family=family, limits=limits)
+        check_folder(path, "model.llm_model")
         load_pretrained(language_model, path, source_of("language model", given_name(name), path))
         self.__dict__["wrapped_language_model"] = language_model  # its module is a child under LAVIS' name
         setattr(self, f"{self.part}_model", freeze(language_model.model))

@@ -200,7 +200,7 @@ class BuilderAdapter(CoreBuilder):
         self._datasets: dict[str, Any] | None = None
 
     def splits(self) -> list[str]:
-        """Splits with annotations in the section; none where the builder alone knows them."""
+        """Splits with annotations in the section; none where only the builder knows them."""
         return [split for split in SPLITS if annotation_files(self.cfg, [split])]
 
     def build(self, split: str, training: bool) -> Any | None:

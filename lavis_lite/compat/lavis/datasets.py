@@ -17,7 +17,7 @@ from lavis_lite.compat.lavis.processors import seeded
 from lavis_lite.datasets.base import BaseDataset as CoreDataset
 from lavis_lite.datasets.loading.loader import collate
 from lavis_lite.datasets.media.images import BadSample
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, UndefinedMethodError
 
 
 class BaseDataset(Dataset[Any]):
@@ -41,7 +41,7 @@ class BaseDataset(Dataset[Any]):
         return len(self.annotation)
 
     def __getitem__(self, index: int) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} must define __getitem__")
+        raise UndefinedMethodError.of(self, "__getitem__")
 
     def collater(self, samples: Sequence[Any]) -> Any:
         """The batch of some samples: numbers and tensors become tensors, everything else stays a list."""
@@ -93,7 +93,7 @@ class ConcatDataset(TorchConcat[Any]):
 
 
 WRITTEN = "written"
-"""key of a sample that is no dictionary, on its way to the data set's own collater"""
+"""key of a sample that is not a dictionary, on its way to the data set's own collater"""
 
 
 def collate_written(collater: Any, samples: Sequence[dict[str, Any]]) -> Any:

@@ -120,7 +120,7 @@ def additive(visible: Tensor, like: Tensor) -> Tensor:
 
 
 def extended_mask(given: Tensor | None, hidden: Tensor, past: int, queries: int, is_decoder: bool) -> Tensor | None:
-    """Additive mask float[B,1,S,T] of the tokens `hidden` float[B,S,D] behind `past` earlier ones."""
+    """Additive mask float[B,1,S,T] of the tokens `hidden` float[B,S,D] after `past` earlier ones."""
     batch, length = hidden.shape[:2]
     if given is None and not is_decoder:
         return None
@@ -145,7 +145,7 @@ def initialise_from_bert(qformer: nn.Module, source: str) -> None:
     The queries' half is left to the Q-Former's maker.
 
     Raises:
-        CheckpointError: it cannot be had, or has tensors of other shapes.
+        CheckpointError: it cannot be fetched, or has tensors of other shapes.
     """
     weights, copied = bert_state(source), []
     for name, tensor in qformer.state_dict().items():
@@ -278,7 +278,7 @@ class BertLMHeadModel(nn.Module):
                 labels: Tensor | None = None, query_embeds: Tensor | None = None, past_key_values: Any = None,
                 use_cache: bool = True, return_dict: bool = True, return_logits: bool = False, is_decoder: bool = True,
                 reduction: str = "mean", **inputs: Any) -> Any:
-        """Text generation behind the queries: logits, and the loss of the next tokens.
+        """Text generation after the queries: logits, and the loss of the next tokens.
 
         Args:
             labels: int64[B,L], the tokens themselves; -100: not learned. Label smoothing is 0.1, as in LAVIS.

@@ -113,7 +113,7 @@ class AOKVQATask(VQATask):
 
 
 class ImageTextPretrainTask(BaseTask):
-    """Training alone: an evaluation gives nothing."""
+    """Only training: an evaluation gives nothing."""
 
     def evaluation(self, model: Any, data_loader: Any, cuda_enabled: bool = True) -> list[Any]:
         """Nothing."""

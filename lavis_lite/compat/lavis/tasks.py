@@ -19,7 +19,7 @@ from lavis_lite.config.schema import Config as CoreConfig
 from lavis_lite.config.schema import ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.datasets.loading.loader import eval_loader
 from lavis_lite.device import to_device
-from lavis_lite.errors import ContractError
+from lavis_lite.errors import ContractError, UndefinedMethodError
 from lavis_lite.io import atomic
 from lavis_lite.tasks.base import BaseTask as CoreTask
 from lavis_lite.tasks.base import Row
@@ -58,7 +58,7 @@ class BaseTask:
 
     def valid_step(self, model: Any, samples: Any) -> Any:
         """One batch -> a list of results."""
-        raise NotImplementedError(f"{type(self).__name__} must define valid_step")
+        raise UndefinedMethodError.of(self, "valid_step")
 
     def before_training(self, model: Any, dataset: Any, **kwargs: Any) -> None:
         """Called before the first step."""

@@ -35,7 +35,7 @@ class LavisEncoder:
         return self.forward_features(x.to(next(self.parameters()).dtype))  # type: ignore[attr-defined]
 
     def get_num_layer(self, var_name: str = "") -> int:
-        """Depth of a parameter for layer-wise learning rates; of no name in particular, the depth behind the last."""
+        """Depth of a parameter for layer-wise learning rates; of no name in particular, the depth after the last."""
         return self.__dict__["keeper"].layer_id(var_name) if var_name else len(self.blocks) + 1
 
 
@@ -50,7 +50,7 @@ def create_vision_encoder(model_name: str, img_size: int = 224, drop_path_rate: 
         precision: fp16 | fp32.
 
     Raises:
-        ConfigError: there is no such encoder. DataError: its weights are not here and cannot be had.
+        ConfigError: there is no such encoder. DataError: its weights are neither here nor downloadable.
     """
     size = current()
     keeper = VisionEncoder(model_name, img_size, drop_path_rate, use_grad_checkpoint, **size.vit_args)

@@ -6,6 +6,7 @@ accepts or refuses it with its message. So both ways give equal rows.
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -96,8 +97,8 @@ class ColumnTable(RowTable):
         """Those of `as_rows`."""
         return self.as_rows().arrays()
 
-    def content_hash(self) -> str:
-        """That of `as_rows`: equal for equal rows, whatever files they are in."""
+    @functools.cached_property
+    def _content_hash(self) -> str:  # equal for equal rows, whatever files they are in
         return self.as_rows().content_hash()
 
     def nbytes(self) -> int:

@@ -25,7 +25,7 @@ from lavis_lite.datasets.annotations.text_files import (
     NumberedRow,
     lines_of,
 )
-from lavis_lite.errors import ConfigError, DataError
+from lavis_lite.errors import ConfigError, DataError, counted
 
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 """delimiter -> its name in messages"""
@@ -42,7 +42,7 @@ _MEDIA_FILE = re.compile(r".+\.(jpe?g|png|webp|gif|bmp|tiff?|mp4|avi|mkv|webm|mo
 def table_rows(path: Path, content: str, form: FileFormat) -> Iterator[NumberedRow]:
     """(the row's first line, {column: cell}) of every row; a row that does not fit the header is a BadRow.
 
-    Empty lines are no rows. Excel's first line `sep=;` names the delimiter.
+    Empty lines are not rows. Excel's first line `sep=;` names the delimiter.
 
     Raises:
         DataError: no usable header, unpaired quotation marks, or an ambiguous delimiter.
@@ -117,10 +117,10 @@ class Header:
     def row(self, cells: list[str]) -> dict[str, Any] | BadRow:
         """{column: cell} of a row's cells."""
         if len(cells) > len(self.names):
-            return BadRow(f"{_cells(len(cells) - len(self.names), 'more')} than the header has; "
+            return BadRow(f"{counted(len(cells) - len(self.names), 'more cell')} than the header has; "
                           + self._advice([cell for cell in cells[len(self.names):] if cell.strip()] == []))
         if len(cells) < self._fewest:
-            return BadRow(f"{_cells(self._fewest - len(cells), 'fewer')} than the header has; it has "
+            return BadRow(f"{counted(self._fewest - len(cells), 'fewer cell')} than the header has; it has "
                           f"{len(self.names)}: {', '.join(map(repr, self.names[:8]))}")
         if [cell.strip() for cell in cells] == self.names:
             return BadRow("is the header once more, as if two files were joined")
@@ -146,10 +146,6 @@ class Header:
                   if other != self.delimiter and other in "".join(self.names)]
         hint = f". If {others[0]} separates the columns, set `delimiter`" if others else ""
         return f"quote texts that hold a {mark}{hint}"
-
-
-def _cells(count: int, what: str) -> str:
-    return f"{count} {what} cell{'s' if count > 1 else ''}"
 
 
 # --- cells without quotation marks around them -----------------------------------------------------------------------

@@ -195,7 +195,7 @@ def read_relevance(path: Path) -> dict[str, list[float]]:
 
 
 def _read_visdial(path: Path, layout: Layout, training: bool, errors: RowErrors) -> tuple[RowTable, Texts] | None:
-    """(dialogues, their texts) of a VisDial file; None if it is no such object."""
+    """(dialogues, their texts) of a VisDial file; None if it is not such an object."""
     tables = {name: RowTable([], [path]) for name in ("questions", "answers", "dialogs")}
     is_visdial = False
     for member, value in read_members(path, "data", layout.form):

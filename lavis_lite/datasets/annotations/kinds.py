@@ -137,7 +137,7 @@ def identifier(value: Any) -> int | str:
         return value
     if isinstance(value, float):
         if not value.is_integer():
-            raise ValueError(f"is {value}, which is no whole number")
+            raise ValueError(f"is {value}, which is not a whole number")
         if abs(value) >= 2**53:  # from here on a float may stand for several whole numbers
             raise ValueError(f"is {value!r}, whose last digits may be lost; write it without a point and exponent")
         value = int(value)

@@ -169,7 +169,7 @@ class Layout:
         return {"answers": [choices[index]], "counts": [1], "label": index}
 
     def _is_about_an_image(self, raw: Row) -> bool:
-        """Whether a row is no question, but joined to questions."""
+        """Whether a row is not a question, but joined to questions."""
         return self.join_column is not None and self.name("question") not in raw and not self.parallel
 
     def takes(self, raw: Row, errors: RowErrors) -> bool:
@@ -186,7 +186,7 @@ class Layout:
         """The questions of one raw row: itself, or those within it.
 
         Raises:
-            ValueError: `nested` is no list of objects, or `parallel` lists are of unequal length.
+            ValueError: `nested` is not a list of objects, or `parallel` lists are of unequal length.
         """
         if self._is_about_an_image(raw) or not (self.nested is not None or self.parallel):
             yield raw
@@ -220,7 +220,7 @@ def answer_texts(value: Any) -> dict[str, Any]:
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise ValueError(f"{where}must be text, not {describe(answer)}")
         if isinstance(answer, float) and not math.isfinite(answer):
-            raise ValueError(f"{where}is {answer}, which is no number")
+            raise ValueError(f"{where}is {answer}, which is not a number")
         if len(str(answer)) > MOST_CHARACTERS:
             raise ValueError(f"{where}has {len(str(answer))} characters; at most {MOST_CHARACTERS} are taken")
     cleaned = [str(answer).strip() for answer in given]

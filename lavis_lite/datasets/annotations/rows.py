@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
 import itertools
 import operator
@@ -30,9 +28,10 @@ from lavis_lite.datasets.annotations.kinds import (
 from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
 from lavis_lite.datasets.annotations.tables import BLOCK, Block, MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
-from lavis_lite.datasets.files.locate import is_columnar
+from lavis_lite.datasets.files.locate import file_state, is_columnar
 from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.io.files import cache_root
+from lavis_lite.process.collector import collector_paused
 
 __all__ = ["MOST_CHARACTERS", "Field", "Row", "RowErrors", "RowTable", "checked", "checked_row", "describe",
            "file_name", "identifier", "read_table", "text", "texts", "with_references"]
@@ -179,7 +178,7 @@ def cached_table(files: Sequence[Path], made_from: str | None,
     if held is not None:
         return held
     errors = RowErrors()
-    with collector_paused():
+    with collector_paused():  # rows of JSON have no circles, and it would look often
         table = RowTable(rows(errors), files, kinds)
     errors.stop_if_any()
     if not len(table):
@@ -187,26 +186,14 @@ def cached_table(files: Sequence[Path], made_from: str | None,
     return _put_in_cache(table, path, made_of)
 
 
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """Context manager: inside it Python does not look for garbage. Rows of JSON have no circles, and it looks often."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _cache_entry(files: Sequence[Path], made_from: str | None) -> tuple[Path | None, str]:
     """(path of a table in the cache, what it must be made of); None if the table is not cached."""
-    stats = [path.stat() for path in files if path.is_file()]
-    if made_from is None or sum(stat.st_size for stat in stats) < CACHED_FROM:
+    present = [path for path in files if path.is_file()]
+    if made_from is None or sum(path.stat().st_size for path in present) < CACHED_FROM:
         return None, ""
     question = repr([str(path.absolute()) for path in files]) + made_from
     digest = hashlib.sha256(question.encode()).hexdigest()[:16]
-    made_of = repr((__version__, _READING, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
+    made_of = repr((__version__, _READING, [file_state(path) for path in present]))
     return cache_root() / "tables" / f"{files[0].stem}-{digest}.safetensors", made_of
 
 
@@ -219,7 +206,7 @@ def _cached(path: Path | None, made_of: str) -> RowTable | None:
             return None
         held.check_all()  # now: it can be made again here, and not once a run has begun
     except (DataError, KeyError, ValueError) as error:
-        warnings.warn(f"{path} cannot be used and is written anew: {error}", stacklevel=3)
+        warnings.warn(f"{path} cannot be used and is rewritten: {error}", stacklevel=3)
         return None
     return held
 
@@ -241,7 +228,7 @@ class RowErrors:
     """Faulty rows: the first `most` as messages, the others counted.
 
     Attributes:
-        left_out: rows that are not used because the section says so, which is no error.
+        left_out: rows that are not used because the section says so, which is not an error.
     """
 
     def __init__(self, most: int = MOST_ERRORS) -> None:

@@ -6,6 +6,7 @@ object in it is ever touched. A row becomes a dict only while it is looked at.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -146,7 +147,11 @@ class RowTable:
         return np.diff(bounds, prepend=0, append=len(self)).tolist()
 
     def content_hash(self) -> str:
-        """Hash of all rows in order: equal for equal rows, wherever their files are. About a second per GiB."""
+        """Hash of all rows in order: equal for equal rows, wherever their files are. Computed once."""
+        return self._content_hash
+
+    @functools.cached_property
+    def _content_hash(self) -> str:  # about a second per GiB, and each validation asks for it
         ends = self._ends.numpy()
         digest = hashlib.blake2b((ends - ends[0]).tobytes(), digest_size=16)
         digest.update(self._data.numpy()[ends[0]:ends[-1]].data)
@@ -171,7 +176,7 @@ class MappedTable(RowTable):
     """
 
     def __init__(self, path: Path, files: Sequence[Path | str] | None = None, first: int = 0, end: int | None = None,
-                 sha256: str | None = None, remedy: str = "Remove it: the next start writes it anew.") -> None:
+                 sha256: str | None = None, remedy: str = "Remove it: the next start rewrites it.") -> None:
         self._made_of = (path, files, first, end, sha256, remedy)
         mapped = Mapped(path, remedy)
         self.facts = mapped.facts
@@ -185,9 +190,10 @@ class MappedTable(RowTable):
     def content_hash(self) -> str:
         """As for any table; of a file whose hash is known, that hash and which of its rows are meant."""
         _, _, first, _, sha256, _ = self._made_of
-        if sha256 is None:
-            self.check_all()
-        return super().content_hash() if sha256 is None else f"{sha256} {first}+{len(self)}"
+        if sha256 is not None:
+            return f"{sha256} {first}+{len(self)}"
+        self.check_all()
+        return super().content_hash()
 
     def __reduce__(self) -> Any:
         return type(self), self._made_of

@@ -254,7 +254,7 @@ class Cursor:
         return f"{self.path}: {member}[{number}]" if member else f"{self.path}:{number}" if number else str(self.path)
 
     def mark(self) -> str:
-        """The next character that is no space; "" at the end of the file."""
+        """The next character that is not a space; "" at the end of the file."""
         self.at = _SPACE.match(self.content, self.at).end()  # type: ignore[union-attr]
         return self.content[self.at:self.at + 1]
 

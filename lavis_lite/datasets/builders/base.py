@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from lavis_lite.config.schema import DatasetConfig, ProcessorPair
 from lavis_lite.datasets.base import as_it_is
-from lavis_lite.errors import ConfigError, did_you_mean
+from lavis_lite.errors import ConfigError, UndefinedMethodError, did_you_mean
 from lavis_lite.registry import registry
 
 # --- keys without effect ---------------------------------------------------------------------------------------------
@@ -128,11 +128,11 @@ class BaseDatasetBuilder:
         Raises:
             DataError: files are missing or faulty. ConfigError: the section is.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define build")
+        raise UndefinedMethodError.of(self, "build")
 
     def missing_files(self, splits: Sequence[str] | None = None) -> list[str]:
         """One finished sentence per file that is not here: which, its key, the command that gets it. Opens nothing."""
-        raise NotImplementedError(f"{type(self).__name__} must define missing_files")
+        raise UndefinedMethodError.of(self, "missing_files")
 
     def missing_packages(self) -> list[str]:
         """One sentence per optional package that the data set needs and that is not installed."""
@@ -144,7 +144,7 @@ class BaseDatasetBuilder:
         Raises:
             DataError: a file is not here and has no URL, or cannot be downloaded.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define fetch")
+        raise UndefinedMethodError.of(self, "fetch")
 
     def processor(self, kind: str, training: bool) -> Callable[..., Any]:
         """The `vis_processor` or `text_processor` of the section.

@@ -42,7 +42,7 @@ class ChatConfig(VideoDatasetConfig):
     video_frames: int = 8
     """of each video, evenly spread; each is a picture"""
     check_files: bool = True
-    """false: missing pictures are no error before the run, and `run.on_bad_sample` decides about them"""
+    """false: missing pictures are not errors before the run, and `run.on_bad_sample` decides about them"""
 
 
 @registry.register_builder("chat")

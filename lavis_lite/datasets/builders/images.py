@@ -48,7 +48,7 @@ class StreamConfig(Section):
     storage: str | None = None
     """folder, HDF5 file or safetensors file; absent: build_info.images.storage, or the shards"""
     suffix: str = ""
-    """put behind the name of the item, such as .npy"""
+    """appended to the name of the item, such as .npy"""
     tokens: int | None = None
     """length up to which shorter features are padded; longer ones are bad samples. Absent: all have one length"""
 
@@ -89,7 +89,7 @@ class ImageDatasetConfig(DatasetConfig):
     val_fraction: float = 0.0
     """share of the images (0..1) taken from the train file for a val split, chosen by a hash of their names"""
     captions: Literal["each", "random"] = "each"
-    """training: one sample per caption, or one per row whose caption is drawn anew every epoch"""
+    """training: one sample per caption, or one per row whose caption is drawn again every epoch"""
     features: str | None = None
     """folder of `data cache-features`: the frozen vision encoder's outputs, read in place of the training images"""
     arrays: dict[str, StreamConfig] = field(default_factory=dict)
@@ -122,7 +122,7 @@ class ImageTextBuilder(BaseDatasetBuilder):
         if not 0 <= cfg.val_fraction < 1:
             raise ConfigError(f"datasets.{name}.val_fraction must be at least 0 and below 1; it is {cfg.val_fraction}.")
         if cfg.captions_per_image is not None and (cfg.captions_per_image < 1 or cfg.captions != "each"):
-            raise ConfigError(f"datasets.{name}.captions_per_image must be at least 1 and goes with `captions: each`; "
+            raise ConfigError(f"datasets.{name}.captions_per_image must be at least 1 and needs `captions: each`; "
                               f"it is {cfg.captions_per_image}, with `captions: {cfg.captions}`.")
         refuse_unknown_splits(name, cfg, self.splits())
         self.refuse_unknown_columns()

@@ -323,8 +323,8 @@ class ImageClassesBuilder(ImageQABuilder):
                             f"{paths[0]}; the first is {lacking[0]!r}. Put the pictures of a class into its folder.")
         others = sorted({path.name for path in (root / layout.split).iterdir() if path.is_dir()} - names.keys())
         if others:
-            warnings.warn(f"{root / layout.split}: {len(others)} of its folders are no class of {paths[0]}, so their "
-                          f"pictures are left out; the first is {others[0]!r}.", stacklevel=2)
+            warnings.warn(f"{root / layout.split}: {len(others)} of its folders are not classes of {paths[0]}, so "
+                          f"their pictures are left out; the first is {others[0]!r}.", stacklevel=2)
         table = RowTable(self._rows(names, root / layout.split), paths)
         if not len(table):
             raise DataError(f"{root / layout.split}: the folders of the {len(names)} classes hold no picture.")

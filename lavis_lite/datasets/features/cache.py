@@ -10,6 +10,7 @@ is refused when training asks for its features. Images that are not there are no
 
 from __future__ import annotations
 
+import mmap
 import random
 import zlib
 from collections.abc import Callable, Mapping
@@ -49,6 +50,8 @@ class FeatureFolder(ImageFolder):
         self._hash, self._file, self._row, self._crc, self._stamp = (
             names.lazy(key) for key in ("hash", "file", "row", "crc", "stamp"))
         self._maps: dict[int, Any] = {}
+        self._times = np.frombuffer(mmap.mmap(-1, 8 * max(1, len(self._hash))), np.int64)
+        """of each image the time at which it was found to be the same (0: not yet); forked workers share it"""
 
     def __reduce__(self) -> Any:
         return type(self), (self.root, self.images)
@@ -67,8 +70,8 @@ class FeatureFolder(ImageFolder):
         index = self._hash.find(np.uint64(name_hash(name)))
         if index is None:
             raise BadSample(name, f"has no features in {self.root}; run {COMMAND} again to add what is new")
-        if self.images is not None and not self.images.is_still(name, tuple(self._stamp[index].tolist())):
-            raise BadSample(name, f"has changed since its features in {self.root} were made; run {COMMAND} again")
+        if self.images is not None:
+            self._compare(name, index, self.images)
         file, row = int(self._file[index]), int(self._row[index])
         content = self._features(file)[row].copy()
         if zlib.crc32(content) != int(self._crc[index]):
@@ -77,6 +80,14 @@ class FeatureFolder(ImageFolder):
 
         tensor = torch.from_numpy(content)
         return tensor.view(torch.bfloat16) if self.manifest["dtype"] == "bf16" else tensor
+
+    def _compare(self, name: str, index: int, images: ImageFolder) -> None:
+        """Check that an image is the one that its features were made of; it is read once in a copied folder."""
+        size, time, crc = self._stamp[index].tolist()
+        found = images.still(name, (size, int(self._times[index]) or time, crc))
+        if found is None:
+            raise BadSample(name, f"has changed since its features in {self.root} were made; run {COMMAND} again")
+        self._times[index] = found[1]
 
     def file_size(self, name: str) -> int:
         """Bytes of the image that the features were made of; 0 if it is not here."""
@@ -126,7 +137,7 @@ def _manifest(root: Path) -> dict[str, Any]:
         raise DataError(f"{error.filename}: there is no such file, so the features are not complete. Write what is "
                         f"missing with: {COMMAND}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be used as a manifest of features ({error}). Write it anew with: "
+        raise DataError(f"{path}: cannot be used as a manifest of features ({error}). Rewrite it with: "
                         f"{COMMAND}") from error
     if short:
         raise DataError(f"{root / short[0]}: its size is not what {MANIFEST} says; remove it and run {COMMAND} again.")

@@ -76,7 +76,7 @@ def write_features(job: FeatureJob, rank: int = 0, world_size: int = 1, log: Log
     """Write this process' share of the files, and the manifest once all are there.
 
     Files that are there already are kept, so that a job that was stopped goes on. Those with an image that has
-    changed are written anew.
+    changed are rewritten.
 
     Args:
         job: the features to be written.
@@ -113,9 +113,9 @@ def _is_there(job: FeatureJob, file: int) -> bool:
     try:
         held = Mapped(path)
         return held.facts.get("made_of") == _made_of(job, file) and all(
-            job.folder.is_still(name, tuple(stamp))
+            job.folder.still(name, tuple(stamp)) is not None
             for name, stamp in zip(job.names(file), held["stamp"].tolist(), strict=True))
-    except DataError:  # damaged: written anew
+    except DataError:  # damaged: rewritten
         return False
 
 

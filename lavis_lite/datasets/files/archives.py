@@ -68,8 +68,8 @@ class Archive:
         """Download and unpack what is not here yet; the downloaded archive is then removed, unless it is to be kept.
 
         Raises:
-            DataError: it cannot be fetched, is no archive, is damaged, has members that lead out of the folder or are
-                no plain files, or does not fit on the disk.
+            DataError: it cannot be fetched, is not an archive, is damaged, has members that lead out of the folder or
+                are not plain files, or does not fit on the disk.
         """
         if self.here():
             return
@@ -98,7 +98,7 @@ def unpack(archive: Path, folder: Path) -> int:
 
     Raises:
         DataError: not an archive of a known kind, damaged, too large for the disk, one that unpacks to far more than
-            its own size, or with a member that leads out of the folder, is a link, or is no file; nothing of such a
+            its own size, or with a member that leads out of the folder, is a link, or is not a file; nothing of such a
             member is written.
     """
     files.check_regular(archive)
@@ -115,7 +115,7 @@ def unpack(archive: Path, folder: Path) -> int:
             count += 1
     except _DAMAGE as error:
         raise DataError(f"{archive}: cannot be unpacked ({type(error).__name__}: {error}); remove it and run again to "
-                        "fetch it anew.") from error
+                        "fetch it again.") from error
     except OSError as error:
         raise DataError(f"{archive}: cannot be unpacked to {folder} ({error.strerror or error}).") from error
     return count

@@ -1,7 +1,7 @@
 """Parquet and Arrow files: rows in order, and pictures within them by row, without reading the rest.
 
 A picture in a cell is bytes, or Hugging Face's `{bytes, path}`. In the row it becomes a name, `cell:file:row:column:`,
-with a number behind it in a list of pictures. `Cells.read` gives its bytes.
+with a number after it in a list of pictures. `Cells.read` gives its bytes.
 
 Arrow files are mapped. A Parquet file with pictures is copied to the cache once in Arrow's layout, because single rows
 of a Parquet file cannot be read.
@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_lite.datasets.files.locate import is_columnar
+from lavis_lite.datasets.files.locate import file_state, is_columnar
 from lavis_lite.errors import DataError, MissingExtraError
 from lavis_lite.io import atomic
 from lavis_lite.io.files import cache_root, check_regular
@@ -175,8 +175,7 @@ class Mapped:
 
 def _copy_of(path: Path) -> Path:
     """The copy of a Parquet file in Arrow's layout, whether it is there or not."""
-    stat = path.stat()
-    made_of = repr((str(path.absolute()), stat.st_size, stat.st_mtime_ns))
+    made_of = repr((str(path.absolute()), file_state(path)))
     return cache_root() / "tables" / f"{path.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.arrow"
 
 
@@ -198,7 +197,14 @@ def _arrow_of(path: Path) -> Path:
     return copy
 
 
-_open = lru_cache(_OPEN_FILES)(Mapped)
+@lru_cache(_OPEN_FILES)
+def _opened(path: Path, state: str) -> Mapped:
+    return Mapped(path)
+
+
+def _open(path: Path) -> Mapped:
+    """A file, opened once as long as it stays as it is."""
+    return _opened(path, file_state(path))
 
 
 class Cells:
@@ -209,13 +215,13 @@ class Cells:
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(files)
+        self.files = [(path, file_state(path) if is_columnar(path) and path.is_file() else "") for path in files]
 
     def prepared(self) -> Cells:
         """The same, once the files with pictures are open, which writes the copies of Parquet files."""
-        for path in self.files:
+        for path, state in self.files:
             if is_columnar(path) and has_pictures(path):
-                _open(path)
+                _opened(path, state)
         return self
 
     def read(self, name: str) -> bytes | None:
@@ -223,7 +229,7 @@ class Cells:
         try:
             file, row, rest = name.removeprefix(CELL).split(":", 2)
             column, _, item = rest.rpartition(":")
-            mapped = _open(self.files[int(file)])
+            mapped = _opened(*self.files[int(file)])
             return mapped.content(int(row), column, int(item) if item else None)
         except (ValueError, IndexError, KeyError, AttributeError, TypeError):
             return None

@@ -166,6 +166,16 @@ def file_hash(path: Path) -> str:
     return f"{size} bytes, {digest.hexdigest()}"
 
 
+def file_state(path: Path) -> str:
+    """What tells a file from what it was: times, and `file_hash`.
+
+    A file that is replaced can keep its size and the time that programs set (`rsync -t`, tar). It cannot keep the time
+    at which the system saw the change. Both stay if it is replaced at once; then its content tells.
+    """
+    stat = path.stat()
+    return f"{stat.st_mtime_ns} {stat.st_ctime_ns} {file_hash(path)}"
+
+
 def was_unpacked_into(folder: Path) -> bool:
     """Whether an archive was unpacked into a folder."""
     return (folder / MARKERS).is_dir()

@@ -1,7 +1,7 @@
 """Named arrays in one file, mapped into memory: opening reads only the header, and processes share the pages.
 
 The layout is safetensors', so that other programs can read the files too. One more array, `crc32`, holds a checksum of
-the header and one of every block of 16 KiB behind it. A block is checked when something in it is first read: a flipped
+the header and one of every block of 16 KiB after it. A block is checked when something in it is first read: a flipped
 bit on a disk is an error and never another value, and opening a file still reads next to nothing of it.
 """
 

@@ -158,6 +158,8 @@ class PendingBatches(Iterable[list[int]]):
 
 
 # --- loaders ---------------------------------------------------------------------------------------------------------
+SHARED = ("torch", __name__)
+"""modules that the workers of a fork server share"""
 CHECK_SECONDS = 1.0
 """between looks at whether all workers are still there; mostly the system tells at once"""
 
@@ -242,7 +244,7 @@ class Loader(DataLoader[Any]):
             settings["collate_fn"] = Sender(settings.get("collate_fn", usual), self)
         with exits.explained():
             super().__init__(dataset, num_workers=workers, worker_init_fn=_prepare,
-                             multiprocessing_context=worker_context(start_method) if workers else None,
+                             multiprocessing_context=worker_context(start_method, SHARED) if workers else None,
                              generator=torch.Generator(),  # its own: torch's global one belongs to the run
                              **settings)
 

@@ -1,8 +1,9 @@
 """The one authority on the order of samples: step -> which samples, whatever the number of ranks and workers.
 
 Two ways to mix several data sets: *concat* shuffles all of them together, epoch by epoch; *ratio* lets every step
-draw its whole global batch from one set, chosen by its probability, each set going through its own epochs. The last
-incomplete batch of an epoch is dropped. Everything is a pure function of (seed, step): there is no position to save.
+draw its whole global batch from one set, chosen by its probability at that step. Each set goes through its own epochs,
+and the last incomplete batch of an epoch is dropped. Everything is a pure function of (seed, step), without a position
+to save.
 
 Random numbers are pure functions of counters, without a state to save or to replay. The mixing function is SplitMix64's
 finaliser (Steele, Lea, Flood 2014). It is written out here because a resumed run needs the same numbers, and NumPy does
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lavis_lite.config.mixing import Ratio, check_ratios, shares_at, turning_points, weights_at
 from lavis_lite.errors import ConfigError, DataError
 
 _MASK = (1 << 64) - 1
@@ -52,7 +54,7 @@ class GlobalSampler:
         sizes: samples of each data set.
         seed: `run.seed`.
         global_batch: samples per optimizer step over all ranks and micro-batches.
-        ratios: one probability weight per data set (any scale) for ratio mixing; None: concat.
+        ratios: one probability weight per data set (any scale, perhaps by step) for ratio mixing; None: concat.
         blocks: per data set the sizes of its shards, or None if it has none; absent: samples are shuffled freely.
         window: samples; with `blocks`, the order is a `ShardShuffle`.
 
@@ -62,21 +64,28 @@ class GlobalSampler:
     """
 
     def __init__(self, sizes: Sequence[int], seed: int, global_batch: int,
-                 ratios: Sequence[float] | None = None, blocks: Sequence[Sequence[int] | None] | None = None,
+                 ratios: Sequence[Ratio] | None = None, blocks: Sequence[Sequence[int] | None] | None = None,
                  window: int = 0) -> None:
         self.sizes, self.seed, self.global_batch = list(sizes), seed, global_batch
-        self._weights = None if ratios is None else _checked_ratios(ratios, len(self.sizes))
+        self._ratios = None if ratios is None else self._checked(ratios)
         self._check_sizes()
         self._starts = np.cumsum([0, *self.sizes])
-        self._mix = _MixCounts(hash64(MIX, seed), self._weights) if self._weights is not None else None
+        self._mix = _MixCounts(hash64(MIX, seed), self._ratios) if self._ratios is not None else None
         self._blocks = None if blocks is None else [_blocks(own, size) for own, size in zip(blocks, sizes, strict=True)]
         self._window = window
         self._shuffled: dict[int, tuple[int, Shuffle]] = {}
 
+    def _checked(self, ratios: Sequence[Ratio]) -> Sequence[Ratio]:
+        if len(ratios) != len(self.sizes):
+            raise ConfigError(f"{len(self.sizes)} training data sets have {len(ratios)} ratios.")
+        check_ratios(ratios)
+        return ratios
+
     def _check_sizes(self) -> None:
         pools = {"the training data": sum(self.sizes)}
-        if self._weights is not None:
-            used = [dataset for dataset, weight in enumerate(self._weights) if weight > 0]
+        if self._ratios is not None:
+            steps = turning_points(self._ratios)
+            used = [dataset for dataset, ratio in enumerate(self._ratios) if weights_at(ratio, steps).max() > 0]
             pools = {f"training data set number {dataset + 1}": self.sizes[dataset] for dataset in used}
         for name, size in pools.items():
             if size < self.global_batch:
@@ -88,7 +97,7 @@ class GlobalSampler:
     @property
     def by_ratio(self) -> bool:
         """Whether every step draws from one data set."""
-        return self._weights is not None
+        return self._ratios is not None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -185,13 +194,6 @@ class ShardShuffle:
         return self._held[1]
 
 
-def _checked_ratios(ratios: Sequence[float], sets: int) -> list[float]:
-    if len(ratios) != sets or any(not ratio >= 0 for ratio in ratios) or not 0 < sum(ratios) < float("inf"):
-        raise ConfigError(f"run.train_dataset_ratios must give each of the {sets} training data sets a number >= 0, "
-                          f"not all of them 0; it gives {list(ratios)}.")
-    return [ratio / sum(ratios) for ratio in ratios]
-
-
 class _MixCounts:
     """Ratio mixing: step -> (data set, how many earlier steps drew from that set).
 
@@ -199,19 +201,18 @@ class _MixCounts:
     newest block are kept, so that starting at step 10^7 costs a second.
     """
 
-    def __init__(self, base: int, weights: Sequence[float]) -> None:
-        self.base, self.bounds = base, np.cumsum(weights)
-        self.bounds[-1] = 1.0
-        self.last_used = max(dataset for dataset, weight in enumerate(weights) if weight > 0)
-        self.before = [np.zeros(len(weights), np.int64)]
+    def __init__(self, base: int, ratios: Sequence[Ratio]) -> None:
+        self.base, self.ratios = base, ratios
+        self.before = [np.zeros(len(ratios), np.int64)]
         self.block = -1
         self.choices: list[int] = []
         self.earlier: list[int] = []
 
     def _choose(self, block: int) -> NDArray[np.int64]:
-        steps = np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=np.uint64)
-        choices = np.searchsorted(self.bounds, uniforms(self.base, steps), side="right")
-        return np.minimum(choices, self.last_used)  # rounding of the bounds must not reach a set of weight 0
+        steps = np.arange(block * _BLOCK, (block + 1) * _BLOCK)
+        bounds = np.cumsum(shares_at(self.ratios, steps), axis=1)
+        bounds[bounds >= bounds[:, -1:]] = 1.0  # rounding must not reach a set of weight 0
+        return np.sum(bounds <= uniforms(self.base, steps.astype(np.uint64))[:, None], axis=1)
 
     def __call__(self, step: int) -> tuple[int, int]:
         block, index = divmod(step, _BLOCK)
@@ -221,7 +222,7 @@ class _MixCounts:
 
     def _enter(self, block: int) -> None:
         while len(self.before) <= block:
-            counts = np.bincount(self._choose(len(self.before) - 1), minlength=len(self.bounds))
+            counts = np.bincount(self._choose(len(self.before) - 1), minlength=len(self.ratios))
             self.before.append(self.before[-1] + counts)
         choices = self._choose(block)
         earlier = np.empty(_BLOCK, np.int64)

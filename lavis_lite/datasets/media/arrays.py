@@ -39,7 +39,7 @@ class FolderArrays:
 
     Attributes:
         folder: reads bytes by name.
-        suffix: put behind the item's name.
+        suffix: appended to the item's name.
     """
 
     folder: ImageFolder
@@ -49,7 +49,7 @@ class FolderArrays:
         """The array in an item's file."""
         path = name + self.suffix
         content = self.folder.read(path)
-        with _named_errors(path, "is no array in .npy or .safetensors"):
+        with _named_errors(path, "is not an array in .npy or .safetensors"):
             if path.endswith(".safetensors"):
                 from safetensors.numpy import load
 
@@ -153,7 +153,7 @@ class ArrayFolder(ImageFolder):
         array = np.asarray(stream.source.array(name))
         label = f"{name} (stream {key})"
         if array.dtype.kind not in "fiu" or not array.size:
-            raise BadSample(label, f"is no array of numbers (dtype {array.dtype}, shape {array.shape})")
+            raise BadSample(label, f"is not an array of numbers (dtype {array.dtype}, shape {array.shape})")
         tensor = torch.from_numpy(array if array.dtype in (np.float16, np.float32) else array.astype(np.float32))
         tensor = processor(tensor, rng)
         if not bool(torch.isfinite(tensor).all()):
@@ -162,7 +162,7 @@ class ArrayFolder(ImageFolder):
 
 
 def _filled(label: str, features: Any, tokens: int) -> Any:
-    """float[P,Dv] -> float[tokens,Dv], NaN behind the P rows."""
+    """float[P,Dv] -> float[tokens,Dv], NaN after the P rows."""
     if features.ndim != 2 or len(features) > tokens:
         raise BadSample(label, f"has shape {tuple(features.shape)}; features have shape (P, width), and `tokens` "
                                f"allows P up to {tokens}")
@@ -186,7 +186,7 @@ def open_source(key: str, storage: str | None, suffix: str, items: ImageFolder) 
     Args:
         key: of the stream in the configuration.
         storage: a folder, an HDF5 or a safetensors file; None: the folder or the shards of `items`.
-        suffix: put behind an item's name.
+        suffix: appended to an item's name.
         items: the folder that annotations speak of.
 
     Raises:

@@ -275,7 +275,7 @@ class ImageFolder:
             raise BadSample(f"{name[:40]}...", f"is not in base64 ({error})") from error
 
     def source(self, name: str) -> tuple[Path | bytes, str]:
-        """(path of a file, or the content of a picture that is no file; its name in messages); errors as `path`."""
+        """(path of a file, or the content of a picture that is not a file; its name in messages); errors as `path`."""
         content = self.embedded(name)
         return (self.path(name), name) if content is None else (content, name[:40])
 
@@ -296,18 +296,20 @@ class ImageFolder:
         except (BadSample, OSError):  # whoever reads it is told
             return NO_STAMP
 
-    def is_still(self, name: str, stamp: Stamp) -> bool:
-        """Whether an image is still the one of `stamp`; True if it cannot be compared.
+    def still(self, name: str, stamp: Stamp) -> Stamp | None:
+        """The stamp with the present time, if an image is still the one of `stamp`; else None.
 
-        A file of the same size and time is not read. A copied folder has other times, so there the content counts.
+        A file of the same size and time is not read. A copied folder has other times, so there the content counts. An
+        image that cannot be compared keeps its stamp.
         """
         try:
             found = None if is_embedded(name) else os.stat(self.path(name))
         except (BadSample, OSError):
-            return True
+            return stamp
         if found is not None and (found.st_size != stamp[0] or found.st_mtime_ns == stamp[1]):
-            return found.st_size == stamp[0]
-        return self.stamp(name)[::2] == stamp[::2]
+            return stamp if found.st_size == stamp[0] else None
+        now = self.stamp(name)
+        return now if now[::2] == stamp[::2] else None
 
     def load(self, name: str) -> Image.Image:
         """The image of that name, as `load_rgb`."""

@@ -8,6 +8,7 @@ file is opened in the process that reads it, with one thread.
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import re
 from bisect import bisect_right
@@ -19,8 +20,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from PIL import Image
 
+from lavis_lite.datasets.media.containers import stated_size
 from lavis_lite.datasets.media.images import MAX_PIXELS, BadSample, ImageFolder, Pixels, check_regular
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, UndefinedMethodError
 
 _MOST_MISSING = 2
 """frames by which a container's own count may be too high (packed B-frames of AVI): the last one stands in for them"""
@@ -75,7 +77,7 @@ class VideoReader:
             yield frame
 
     def _decoded(self, numbers: Sequence[int]) -> Iterator[Pixels]:
-        raise NotImplementedError(f"{type(self).__name__} must define _decoded")
+        raise UndefinedMethodError.of(self, "_decoded")
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self.max_pixels:
@@ -205,7 +207,7 @@ def open_video(path: Path | str, max_pixels: int = MAX_PIXELS, reader: ReaderNam
             decord for AVI files.
 
     Raises:
-        BadSample: missing, not a video, without frames, or too large.
+        BadSample: missing, cut off, not a video, without frames, or too large.
         ConfigError: the reader is not installed, or none is.
     """
     return _first_that_can(path, reader, lambda cls: cls(Path(path), max_pixels))
@@ -215,7 +217,9 @@ def _first_that_can(path: Path | str, reader: ReaderName, work: Callable[[type[V
     """The result of the first reader that does not fail; if all fail, the reasons of all."""
     check_regular(path)
     reasons = []
-    for name in _in_order(path, installed_readers(reader)):
+    names = _in_order(path, installed_readers(reader))
+    _check_whole(path)
+    for name in names:
         try:
             return work(READERS[name])
         except BadSample as error:
@@ -223,6 +227,13 @@ def _first_that_can(path: Path | str, reader: ReaderName, work: Callable[[type[V
     if reader == "auto" and len(reasons) < len(READERS):
         reasons.append("PyAV may know its format: pip install 'lavis_lite[video]'")
     raise BadSample(path, "; ".join(dict.fromkeys(reasons)))
+
+
+def _check_whole(path: Path | str) -> None:
+    """Raise a BadSample if a file was cut off: readers would take what is left for a shorter video."""
+    stated, length = stated_size(path), os.path.getsize(path)
+    if stated > length:
+        raise BadSample(path, f"is cut off: it has {length:,} of its {stated:,} bytes; fetch or copy it again")
 
 
 def _in_order(path: Path | str, names: list[str]) -> list[str]:

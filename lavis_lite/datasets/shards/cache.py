@@ -37,7 +37,7 @@ def cache_limit() -> int:
     """Bytes that fetched shards may take.
 
     Raises:
-        ConfigError: the environment variable is no number above 0.
+        ConfigError: the environment variable is not a number above 0.
     """
     given = os.environ.get(LIMIT, "")
     try:
@@ -118,7 +118,7 @@ class RemoteShards:
         try:
             return files.fetch(f"{self.location}/{shard.name}", shard.sha256, to=target)
         except DataError as error:
-            self._failed[number] = f"this shard cannot be had: {error}"
+            self._failed[number] = f"this shard cannot be fetched: {error}"
             raise BadSample(f"{self.location}/{shard.name}", self._failed[number]) from error
         finally:
             _reserve(_part(target), None)

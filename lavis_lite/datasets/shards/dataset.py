@@ -75,9 +75,9 @@ class ShardImages(ImageFolder):
         found = self.index.find(name)
         return super().stamp(name) if found is None else (found.size, 0, found.crc)
 
-    def is_still(self, name: str, stamp: Stamp) -> bool:
-        """Whether an image is still the one of `stamp`; True if it cannot be compared."""
-        return self.stamp(name) in (stamp, NO_STAMP)
+    def still(self, name: str, stamp: Stamp) -> Stamp | None:
+        """The stamp, if an image is still the one of it or cannot be compared; else None."""
+        return stamp if self.stamp(name) in (stamp, NO_STAMP) else None
 
     def _find(self, name: str) -> Location:
         found = self.index.find(name)

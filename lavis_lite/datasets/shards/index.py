@@ -76,7 +76,7 @@ class ShardIndex:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._remedy = remedy = f"Write it anew with: python -m lavis_lite data index {folder} --again"
+        self._remedy = remedy = f"Rewrite it with: python -m lavis_lite data index {folder} --again"
         content = read_index(folder)
         try:
             self.shards = _shards(content["shards"])
@@ -159,7 +159,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no index of the shards. Write one with: {command}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be used as an index of shards ({error}). Write it anew with: {command} "
+        raise DataError(f"{path}: cannot be used as an index of shards ({error}). Rewrite it with: {command} "
                         "--again") from error
     return content
 

@@ -20,6 +20,7 @@ from lavis_lite.datasets.annotations.chats import is_conversation
 from lavis_lite.datasets.annotations.rows import RowErrors
 from lavis_lite.datasets.annotations.text_files import DECODER, codec_of, json_error
 from lavis_lite.datasets.media.images import SUFFIXES
+from lavis_lite.errors import listed
 
 PICTURES = {suffix[1:] for suffix in SUFFIXES}
 ARRAYS = {"npy", "safetensors"}
@@ -87,7 +88,7 @@ class Sample:
         """Its `.json` or `.txt`, decoded.
 
         Raises:
-            UnicodeDecodeError: it is no text.
+            UnicodeDecodeError: it is not text.
         """
         encoded = self.texts[ending][0].text if ending in self.texts else None
         return None if encoded is None else encoded.decode(codec_of(encoded)).strip()
@@ -107,7 +108,7 @@ class Sample:
         if isinstance(content, list) and content and all(isinstance(turn, dict) for turn in content):
             content = {"conversations": content}
         if not isinstance(content, dict):
-            raise ValueError("its JSON is no object")
+            raise ValueError("its JSON is not an object")
         return content
 
     @cached_property
@@ -119,7 +120,7 @@ class Sample:
             return False
 
     def error(self) -> str | None:
-        """Why it is no sample, as a clause; None if it is one."""
+        """Why it is not a sample, as a clause; None if it is one."""
         items = self.pictures or self.arrays
         several = [] if self.is_chat and self.pictures else [items]
         twice = next((found for found in (*several, *self.texts.values()) if len(found) > 1), None)
@@ -129,7 +130,7 @@ class Sample:
             return f"has no text (.json or .txt){self._hint()}"
         if twice is not None:
             kind = "images" if twice is items else "texts of one ending"
-            return f"has {len(twice)} {kind}: {', '.join(member.name for member in twice[:3])}"
+            return f"has {len(twice)} {kind}: {listed([member.name for member in twice], 3)}"
         large = next((one for found in self.texts.values() for one in found if one.size > MOST_TEXT), None)
         if large is not None:
             return f"has a text of {large.size:,} bytes, {large.name}; at most {MOST_TEXT:,} are read"
@@ -197,7 +198,7 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _check_end(path: Path, tar: tarfile.TarFile, file: BinaryIO, members: list[Member], errors: RowErrors) -> None:
-    """A tar ends in zeros; anything behind them would not be read."""
+    """A tar ends in zeros; anything after them would not be read."""
     file.seek(tar.offset)
     after = members[-1].name if members else "none"
     if file.read(tarfile.BLOCKSIZE).strip(b"\0") or tar.offset >= path.stat().st_size:
@@ -205,7 +206,7 @@ def _check_end(path: Path, tar: tarfile.TarFile, file: BinaryIO, members: list[M
         return
     while chunk := file.read(_CHUNK):
         if chunk.strip(b"\0"):
-            errors.add(f"{path}:{len(members)}", f"goes on behind its end, after member {after}, as if two tars were "
+            errors.add(f"{path}:{len(members)}", f"continues after its end, after member {after}, as if two tars were "
                                                  "joined; join them with `tar --concatenate`")
             return
 

@@ -33,7 +33,7 @@ from lavis_lite.datasets.shards.index import (
 )
 from lavis_lite.datasets.shards.members import Contents, Dots, Member, Sample, read_contents
 from lavis_lite.datasets.shards.writer import SKIPPED, Log, joined
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, counted
 from lavis_lite.io import atomic
 from lavis_lite.io.files import check_regular
 from lavis_lite.process.children import worker_pool
@@ -51,7 +51,7 @@ def index_folder(folder: Path, keep: Sequence[str] = (), skip_bad: bool = False,
     Args:
         folder: of the tars.
         keep: further fields of the samples' JSON for the rows, besides the caption.
-        skip_bad: leave out samples without an image or a text, and everything behind damage.
+        skip_bad: leave out samples without an image or a text, and everything after damage.
         workers: processes that read.
         log: receives lines of progress, and on members that are not read.
         dots: at which dot of a member's name the sample's key ends, see `members.read_contents`.
@@ -99,8 +99,8 @@ def _scanned(folder: Path, name: str, settings: str) -> bool:
 
 
 def _stamp(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+    """What tells a tar from what it was, also in a folder that was copied with its times."""
+    return f"{path.stat().st_mtime_ns} {file_hash(path)}"
 
 
 def scan_shard(folder: Path, name: str, keep: tuple[str, ...], dots: Dots = "auto", settings: str = "") -> None:
@@ -188,7 +188,7 @@ def _report_unused(folder: Path, facts: Sequence[dict[str, str]], log: Log) -> N
     deeper = sorted(folder.glob("*/*.tar"))
     if deeper:
         first = deeper[0].relative_to(folder)
-        log(f"not read: tars in folders below ({len(deeper)}, such as {first}); index each folder for itself")
+        log(f"not read: tars in folders below ({len(deeper)}, such as {first}); index each folder separately")
 
 
 def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, log: Log) -> None:
@@ -198,10 +198,10 @@ def _judge(folder: Path, facts: Sequence[dict[str, str]], skip_bad: bool, log: L
     if not count:
         return
     if not skip_bad:
-        raise DataError(f"{count} error{'s' if count > 1 else ''} in the shards of {folder}:\n" + "\n".join(shown[:20])
+        raise DataError(f"{counted(count, 'error')} in the shards of {folder}:\n" + "\n".join(shown[:20])
                         + "\nFix them, or add --skip-bad to leave these samples out.")
     atomic.write_text(folder / SKIPPED, "".join(json.dumps({"fault": error.strip()}) + "\n" for error in shown))
-    log(f"{count} error{'s' if count > 1 else ''}; what they concern is left out: {folder / SKIPPED}")
+    log(f"{counted(count, 'error')}; what they concern is left out: {folder / SKIPPED}")
 
 
 def _check_found(folder: Path, facts: Sequence[dict[str, str]], keep: Sequence[str]) -> None:

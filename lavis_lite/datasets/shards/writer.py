@@ -1,7 +1,7 @@
 """A data set of loose files -> shards: tars of some thousand samples, written by webdataset, and their index.
 
 The images' bytes go in as they are; a sample's JSON is its row (rows of the same image make one sample). Each tar
-appears whole or not at all. Finished tars are kept if the writer is killed, and the next writer goes on behind them.
+appears whole or not at all. Finished tars are kept if the writer is killed, and the next writer continues after them.
 The same data set gives the same bytes.
 """
 

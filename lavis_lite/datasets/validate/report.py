@@ -9,15 +9,10 @@ from typing import Any
 import numpy as np
 
 from lavis_lite.datasets.annotations.rows import RowErrors
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, counted
 
 MOST_LINES = 20
 """rows of a problem that are listed; the others are counted"""
-
-
-def counted(count: int, what: str) -> str:
-    """A number and its noun: "1 row", "2 rows"."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -76,8 +71,8 @@ class SplitReport:
         texts: kind of text -> their number. tokens: kind -> tokens of a text, the two special ones included.
         over: kind of text -> texts with more tokens than the Q-Former reads.
         sizes: width, height, aspect (width / height), and frames for videos, of those that were opened.
-        repeated: rows with the image and text of an earlier row, which is no error.
-        learned: images of an evaluation split that a training split has too, which is no error.
+        repeated: rows with the image and text of an earlier row, which is not an error.
+        learned: images of an evaluation split that a training split has too, which is not an error.
         cut: texts that the text processor shortens. cells: texts that are only how a program writes an empty cell.
         left_out: rows that lack what the section requires.
     """
@@ -144,7 +139,7 @@ class Report:
         for split in self.splits:
             lines += [f"{split.split}:", *(f"  {line}" for line in self._split_lines(split))]
         wrong = sum(len(split.problems) for split in self.splits)
-        lines.append("nothing is wrong." if not wrong else f"{wrong} problem{'s' if wrong > 1 else ''}, see above.")
+        lines.append(f"{counted(wrong, 'problem')}, see above." if wrong else "nothing is wrong.")
         return "\n".join(lines)
 
     def _split_lines(self, split: SplitReport) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_lite.errors import ConfigError, ContractError, DataError, TextTooLongError
+from lavis_lite.errors import ConfigError, ContractError, DataError, TextTooLongError, UndefinedMethodError
 from lavis_lite.models.base import BaseModel, autocast_type, freeze
 from lavis_lite.models.blip2.config import Blip2Config
 from lavis_lite.models.plain_text import CutTexts, Side
@@ -64,7 +64,7 @@ class ImageBatch:
         return self.image.shape[2] if self.image.ndim == 5 else 1
 
     def repeated(self) -> Tensor:
-        """The image of every sample: float[B,3,H,W], likewise videos and features."""
+        """The image of every sample: float[B,3,H,W]; videos and features too."""
         return self.image if self.index is None else self.image[self.index]
 
 
@@ -107,7 +107,7 @@ class EncoderModel(BaseModel):
     @property
     def feature_type(self) -> tuple[int, torch.dtype]:
         """Dv, and the type that reads the features."""
-        raise NotImplementedError(f"{type(self).__name__} must define feature_type")
+        raise UndefinedMethodError.of(self, "feature_type")
 
     def encode_image(self, image: Tensor) -> Tensor:
         """float[B,3,H,W] -> float[B,P,Dv] in the type that reads them; no autograd when frozen.

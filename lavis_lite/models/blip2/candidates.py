@@ -28,7 +28,7 @@ Texts = list[list[str]]
 
 
 def candidate_texts(samples: Mapping[str, Any], candidates: Candidates, batch: int) -> Texts:
-    """The prompt of each sample with each of its candidates behind it."""
+    """The prompt of each sample with each of its candidates after it."""
     prompts = as_list(samples.get("prompt", ""), batch, "prompt")
     return [[f"{prompt.rstrip()} {candidate}".strip() for candidate in own]
             for prompt, own in zip(prompts, candidate_lists(candidates, batch), strict=True)]

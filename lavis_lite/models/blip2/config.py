@@ -229,7 +229,7 @@ class LanguageConfig(ModelConfig):
         return found
 
     def _training_errors(self, run: RunConfig) -> list[tuple[str, str]]:
-        """What `llm_train` does not go with."""
+        """What `llm_train` cannot be combined with."""
         found = [(key, f"must be above 0, not {getattr(self, key)}.") for key in ("llm_lr_scale", "vit_lr_scale")
                  if not 0 < getattr(self, key) < float("inf")]
         if self.llm_train == "frozen" and self.lora is not None:

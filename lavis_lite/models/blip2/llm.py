@@ -102,7 +102,7 @@ class TextLearner(TextWriter):
         return self.weighed(loss, soft_prompt, samples)
 
     def text_loss(self, soft_prompt: Tensor, prompts: list[str], targets: list[str]) -> Tensor:
-        """The loss of B targets behind soft prompts float[B,Q,D] and prompts."""
+        """The loss of B targets after soft prompts float[B,Q,D] and prompts."""
         return self.language_model.loss(soft_prompt, prompts, targets)
 
     def weighed(self, loss: Tensor, encoded: Any, samples: SamplesLike) -> ModelOutput:
@@ -159,7 +159,7 @@ class TextLearner(TextWriter):
         return {"loss": self.count_terms(prompts, targets, images)}
 
     def count_terms(self, prompts: list[str], targets: list[str], images: ImageBatch) -> int:
-        """Learned tokens of targets behind prompts and images."""
+        """Learned tokens of targets after prompts and images."""
         return self.language_model.count_tokens(prompts, targets, self.soft_prompt_length(images))
 
     def cut_texts(self) -> dict[str, CutTexts]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_lite.models.base import at_least_float32, autocast_type, without_autocast
+from lavis_lite.products import linear, outer
 
 LABEL_SMOOTHING = 0.1
 IGNORE = -100
@@ -193,7 +194,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _add_gradients(grads: list[Tensor], d_logits: Tensor, hidden: Tensor, weight: Tensor) -> list[Tensor]:
     """Gradients of hidden (rows so far), weight and bias with those of one more chunk."""
     d_bias, d_logits = d_logits.sum(0), d_logits.to(weight.dtype)
-    d_hidden, d_weight = d_logits @ weight, (d_logits.T @ hidden).to(d_bias.dtype)
+    d_hidden, d_weight = linear(d_logits, weight.T), outer(d_logits, hidden).to(d_bias.dtype)
     if not grads:
         return [d_hidden, d_weight, d_bias]
     return [torch.cat([grads[0], d_hidden]), grads[1].add_(d_weight), grads[2].add_(d_bias)]
@@ -202,7 +203,7 @@ def _add_gradients(grads: list[Tensor], d_logits: Tensor, hidden: Tensor, weight
 def _chunk_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float,
                 with_grad: bool) -> tuple[Tensor, Tensor | None]:
     """Loss of some tokens and the gradient of their logits, float[t,V]."""
-    logits = at_least_float32(F.linear(hidden, weight, bias.to(weight.dtype)))
+    logits = at_least_float32(linear(hidden, weight, bias.to(weight.dtype)))
     kept = (targets != IGNORE).to(logits.dtype)
     safe = targets.clamp(min=0)[:, None]
     normaliser = logits.logsumexp(1)

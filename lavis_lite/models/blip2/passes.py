@@ -128,30 +128,6 @@ def paired(image: ImageKV, tokens: TextTokens) -> tuple[ImageKV, TextTokens]:
     return image, tokens.repeated(images) if texts < images else tokens
 
 
-def itm_first_layer(qformer: QFormer, query_tokens: Tensor, tokens: TextTokens) -> Tensor:
-    """The part of `itm_pass` that does not depend on the image: float[M,Q+L,D].
-
-    It is the first layer's self-attention and its feed-forward of the text. A text that is matched with many images
-    needs it once.
-    """
-    count, layer = query_tokens.shape[1], qformer.blocks[0]
-    hidden = qformer.embed(query_tokens.expand(len(tokens.ids), -1, -1), tokens.ids)
-    hidden, _ = layer.self_attention(hidden, attention_mask("bidirectional", count, tokens.mask), None, None)
-    assert layer.text_ffn is not None, "this Q-Former was built without its text half"
-    return torch.cat([hidden[:, :count], layer.text_ffn(hidden[:, count:])], 1)
-
-
-def itm_from_second_layer(qformer: QFormer, start: Tensor, images: Sequence[ImageKV], mask: Tensor) -> Tensor:
-    """The rest of `itm_pass` after `itm_first_layer`: float[M,Q+L,D], text mask bool[M,L] -> float[M,Q,D]."""
-    count, layer = start.shape[1] - mask.shape[1], qformer.blocks[0]
-    assert layer.cross_attention is not None
-    query = layer.query_ffn(layer.cross_attention(start[:, :count], images, 0))
-    hidden = torch.cat([query, start[:, count:]], 1)
-    both = attention_mask("bidirectional", count, mask)
-    rows = (count, (slice(0, count),))
-    return qformer.run_layers(hidden, count, both, images, return_positions=rows, start_layer=1)[:, :count]
-
-
 def image_keys(image_id: Any, batch: int, device: torch.device) -> Tensor:
     """Keys of images, int64[B,2]: equal rows mean the same image, also across ranks.
 

@@ -144,7 +144,7 @@ def _fill(template: str, *values: str) -> str:
 
 
 # examples in front of a prompt ----------------------------------------------------------------------------------------
-# LAVIS reads few_shot_samples in the training of InstructBLIP over FlanT5 alone, with a picture for every example; no
+# LAVIS reads few_shot_samples only in the training of InstructBLIP over FlanT5, with a picture for every example; no
 # data set of LAVIS yields them. Here examples are text, for every language model, in training and in answering. The
 # Q-Former reads the sample's own instruction only, as in LAVIS.
 def check_few_shot(count: int, probability: float) -> None:

@@ -17,7 +17,7 @@ from lavis_lite.models.base import known_options
 from lavis_lite.models.blip2 import objectives
 from lavis_lite.models.blip2.base import Blip2Base, ImageBatch, merged_frames
 from lavis_lite.models.blip2.candidates import candidate_texts, scores
-from lavis_lite.models.blip2.passes import check_pairs, itm_first_layer, itm_from_second_layer, itm_pass, paired
+from lavis_lite.models.blip2.passes import check_pairs, itm_pass, paired
 from lavis_lite.models.decoding import Decoding, QFormerDecoder, decode
 from lavis_lite.models.language.answering import Candidates, Normalise
 from lavis_lite.models.outputs import Blip2Features, SamplesLike
@@ -93,14 +93,6 @@ class Blip2Scorer(Blip2Base):
         image, tokens = paired(image, tokens)
         queries = itm_pass(self.qformer, self.query_tokens, [image], tokens)
         return objectives.itm_logits(queries, self.itm_head)
-
-    def match_start(self, tokens: TextTokens) -> Tensor:
-        """What matching computes of texts before it looks at an image, once for all images: float[M,Q+L,D]."""
-        return itm_first_layer(self.qformer, self.query_tokens, tokens)
-
-    def match_started(self, image: ImageKV, start: Tensor, mask: Tensor) -> Tensor:
-        """As `match_logits`, of texts begun by `match_start`; mask: bool[M,L]."""
-        return objectives.itm_logits(itm_from_second_layer(self.qformer, start, [image], mask), self.itm_head)
 
     def image_kv(self, features: Tensor) -> ImageKV:
         """Keys and values of vision features after ln_vision, float[B,P,Dv], to be reused for many texts."""

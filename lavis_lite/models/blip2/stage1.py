@@ -141,7 +141,7 @@ class Blip2Qformer(Blip2Scorer):
         return ("losses",) if distributed.world_size() == 1 else ("encode", "match_all", "lm_terms")
 
     def prepared(self, samples: SamplesLike) -> dict[str, Any]:
-        """The samples as tensors alone: what `losses` reads, with texts as `TextTokens` on the model's device."""
+        """The samples as tensors only: what `losses` reads, with texts as `TextTokens` on the model's device."""
         image = ImageBatch.of(samples).image                                       # float[B,3,H,W]
         tokens = self.text_of(samples, len(image))                                 # int64[B,L]
         uniform, numbers = samples.get("uniform"), image_numbers(samples.get("image_id"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lavis_lite.conversation import Text
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import ConfigError, UndefinedMethodError
 from lavis_lite.models.base import BaseModel, known_options
 from lavis_lite.models.blip2.base import ImageBatch
 from lavis_lite.models.blip2.config import ArchDefaults
@@ -67,11 +67,11 @@ class TextWriter(BaseModel):
 
     def soft_prompt_length(self, images: ImageBatch) -> int:
         """Vectors of a soft prompt of such images, known before any is made."""
-        raise NotImplementedError(f"{type(self).__name__} must define soft_prompt_length")
+        raise UndefinedMethodError.of(self, "soft_prompt_length")
 
     def embed_image(self, image: Tensor, texts: list[str] | None = None, index: Tensor | None = None) -> Tensor:
         """The soft prompt of each image, or of each text if `reads_instructions`: float[B,Q,D]."""
-        raise NotImplementedError(f"{type(self).__name__} must define embed_image")
+        raise UndefinedMethodError.of(self, "embed_image")
 
     def soft_prompts(self, images: ImageBatch, texts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Soft prompts, and which one each text follows, int64[B]; None: each has its own."""
@@ -87,7 +87,7 @@ class TextWriter(BaseModel):
                     self.template if template is None else template, options, system)
 
     def written_after(self, vectors: Tensor, prompt: str, text: str) -> list[Segment]:
-        """A picture's vectors float[V,D], a prompt, and a text that is learned behind them, as one sequence."""
+        """A picture's vectors float[V,D], a prompt, and a text that is learned after them, as one sequence."""
         return [Vectors(vectors), *([Text(prompt)] if prompt else []), Text(text, learned=True)]
 
     def attention(self, samples: SamplesLike) -> list[Attention]:
@@ -98,7 +98,7 @@ class TextWriter(BaseModel):
                 writes.
 
         Raises:
-            ConfigError: the encoder's features are no square grid of patches.
+            ConfigError: the encoder's features are not a square grid of patches.
             DataError: a video.
         """
         from lavis_lite.models.blip2.looking import of_text

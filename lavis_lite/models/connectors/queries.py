@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lavis_lite.errors import UndefinedMethodError
 from lavis_lite.models.connectors.base import Connector, check_heads, positive
 from lavis_lite.registry import registry
 
@@ -92,7 +93,7 @@ class WithQueries(Connector):
 
     def projected(self, queries: Tensor) -> Tensor:
         """Queries behind the last layer, float[B,Q,Dv] -> float[B,n,D]."""
-        raise NotImplementedError(f"{type(self).__name__} must define projected")
+        raise UndefinedMethodError.of(self, "projected")
 
 
 @registry.register_connector("resampler")

@@ -200,12 +200,12 @@ def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:
     """One list of candidates per sample.
 
     Raises:
-        ConfigError: an empty list, or lists that are not one per sample.
+        ConfigError: an empty list, an empty candidate, or lists that are not one per sample.
     """
     if isinstance(candidates, str) or not isinstance(candidates, Sequence) or not candidates:
         raise ConfigError(f"candidates must be a list of answers, not {shown(candidates)}.")
     if not any(isinstance(own, (list, tuple)) for own in candidates):
-        return [[as_text(text, "candidates") for text in candidates]] * batch
+        return [_filled(candidates, "the candidates")] * batch
     if len(candidates) != batch:
         raise ConfigError(f"{batch} samples came with {len(candidates)} lists of candidates; give one for each, or one "
                           "list of strings for all.")
@@ -214,7 +214,17 @@ def candidate_lists(candidates: Candidates, batch: int) -> list[list[str]]:
             raise ConfigError(f"sample {sample}: its candidates must be a list of answers, not {shown(texts)}.")
         if not texts:
             raise ConfigError(f"sample {sample} has no candidates.")
-    return [[as_text(text, "candidates") for text in texts] for texts in candidates]
+    return [_filled(texts, f"the candidates of sample {sample}") for sample, texts in enumerate(candidates)]
+
+
+def _filled(candidates: Sequence[Any], whose: str) -> list[str]:
+    """The candidates as strings; an empty one would be scored by how likely it is to write nothing."""
+    texts = [as_text(text, "candidates") for text in candidates]
+    empty = next((index for index, text in enumerate(texts) if not text.strip()), None)
+    if empty is not None:
+        raise ConfigError(f"{whose}: number {empty} (counted from 0) is empty ({texts[empty]!r}); give every candidate "
+                          "a text, or leave it out.")
+    return texts
 
 
 def tried(answers: Sequence[str], most: int | None) -> list[str]:

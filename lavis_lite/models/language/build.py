@@ -28,6 +28,7 @@ from lavis_lite.models.language.families import LMFamily, LMLoadOptions, Precisi
 from lavis_lite.models.language.tokens import LanguageTokenizer, Limits
 from lavis_lite.models.language.weights import SHOWN, is_quantised, refuse_partial
 from lavis_lite.models.provenance import WeightSource, mark_loaded
+from lavis_lite.products import replace_linears
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -337,7 +338,7 @@ def transplant(found: nn.Module, plan: nn.Module) -> None:
         CheckpointError: `plan` has tensors without values that `found` does not bring.
     """
     replaced: list[str] = []
-    for path, module in found.named_modules():
+    for path, module in replace_linears(found).named_modules():
         if any(path.startswith(f"{done}.") for done in replaced):
             continue
         target = plan.get_submodule(path)

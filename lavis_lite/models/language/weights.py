@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lavis_lite.errors import CheckpointError
 from lavis_lite.models.base import at_least_float32, freeze, without_autocast
+from lavis_lite.products import replace_linears
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,7 @@ class HeldWeights(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model: Any = replace_linears(model)
         self.is_dispatched, self.trains = False, False
         freeze(self)
 

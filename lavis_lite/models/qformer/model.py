@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lavis_lite.models.qformer.layers import CrossAttention, ImageKV, Layer, QFormerConfig
+from lavis_lite.products import linear, replace_linears
 
 if TYPE_CHECKING:
     from lavis_lite.models.qformer.packing import PackedText
@@ -181,7 +182,7 @@ class QFormer(nn.Module):
         self.layers = nn.ModuleList(
             Layer(cfg, index % cfg.cross_attention_freq == 0) for index in range(cfg.num_layers))
         self.lm_head = LanguageHead(cfg) if cfg.with_text and cfg.with_lm_head else None
-        self.apply(self._initialise)
+        replace_linears(self).apply(self._initialise)
         self.grad_checkpoint = False
         """compute layers again in the backward pass instead of keeping what is inside them"""
 
@@ -233,7 +234,7 @@ class QFormer(nn.Module):
 
     def run_layers(self, hidden: Tensor, num_query: int, mask: Tensor | None, images: Sequence[ImageKV] = (),
                    past: Cache | None = None, keep: Cache | None = None,
-                   return_positions: tuple[int, Sequence[slice]] | None = None, start_layer: int = 0) -> Tensor:
+                   return_positions: tuple[int, Sequence[slice]] | None = None) -> Tensor:
         """All layers over an embedded sequence whose first `num_query` tokens are queries.
 
         Args:
@@ -245,13 +246,12 @@ class QFormer(nn.Module):
             keep: cache to fill.
             return_positions: (how many of the returned positions are queries, slices of S to return): the last layer
                 computes only these. None: all.
-            start_layer: the layer to begin with.
 
         Returns:
             float[N,R,D], R the number of returned positions (S by default).
         """
         last = len(self.layers) - 1
-        for index, layer in list(enumerate(self.blocks))[start_layer:]:
+        for index, layer in enumerate(self.blocks):
             rows = None
             if index == last and return_positions is not None:
                 num_query, rows = return_positions
@@ -315,14 +315,14 @@ class QFormer(nn.Module):
             # not a matrix product, which autocast would round: this enters every key and value
             bias = bias + (weight * norm.bias).sum(1)
             weight = weight * norm.weight
-        projected = F.linear(image, weight, bias)
+        projected = linear(image, weight, bias)
         heads = projected.unflatten(-1, (len(linears), self.cfg.num_heads, -1))
         return ImageKV(heads.unbind(2), mask=mask)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary: float[..., D] -> float[..., V]."""
         assert self.lm_head is not None, "this Q-Former was built without a language-model head"
-        return F.linear(self.lm_head(hidden), self.embeddings.word_embeddings.weight, self.lm_head.bias)
+        return linear(self.lm_head(hidden), self.embeddings.word_embeddings.weight, self.lm_head.bias)
 
     def _images(self, image: Tensor | ImageKV | Sequence[ImageKV] | None) -> Sequence[ImageKV]:
         if image is None:

@@ -114,7 +114,7 @@ def chosen_layers(name: str, layer: Layer, total: int) -> list[int]:
     found = [number if number > 0 else total + 1 + number for number in wanted]
     wrong = [number for number, at in zip(wanted, found, strict=True) if not 1 <= at <= total or number == 0]
     if wrong or not found:
-        given = f"{wrong[0]} is no layer" if wrong else "an empty list names no layer"
+        given = f"{wrong[0]} is not a layer" if wrong else "an empty list names no layer"
         raise ConfigError(f"model.vit_layer: {given} of {name!r}; it has {total}: 1 to {total}, or -1 (the last) to "
                           f"-{total}.")
     return found
@@ -190,7 +190,7 @@ def timm_notes(name: str, normalised: Mapping[str, tuple[Sequence[float], Sequen
 
 def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[str, Any], pretrained: bool,
                layer: Layer = None) -> tuple[nn.Module, list[int], int]:
-    """Any ViT of timm by its name (`vit_base_patch16_224.augreg_in21k`), cut behind the last layer that is read.
+    """Any ViT of timm by its name (`vit_base_patch16_224.augreg_in21k`), cut after the last layer that is read.
 
     Returns:
         The ViT, what `chosen_layers` says, and how many blocks it had.
@@ -220,7 +220,7 @@ def build_timm(name: str, image_size: int, drop_path_rate: float, changes: dict[
 
 
 def cut(vit: Any, depth: int) -> None:
-    """Drop the head of a ViT of timm, what is behind `depth` blocks and, if any block is, the final norm."""
+    """Drop the head of a ViT of timm, what follows `depth` blocks and, if any block is, the final norm."""
     vit.prune_intermediate_layers([depth - 1], prune_norm=depth < len(vit.blocks), prune_head=True)
 
 

@@ -1,7 +1,7 @@
 """The vision encoder: image -> one feature per patch, by a ViT of timm.
 
 BLIP-2 reads the features of a ViT's second-last layer (section 3.4), and so does LLaVA. `layer` chooses others. What
-comes behind the last layer that is read, and the head, is never built.
+comes after the last layer that is read, and the head, is never built.
 
 Shapes: B images, H = W pixels, P tokens (prefix tokens, then patches in reading order), Dv width of the ViT.
 """
@@ -34,6 +34,7 @@ from lavis_lite.models.vision.config import (
     override,
     training_of,
 )
+from lavis_lite.products import replace_linears
 from lavis_lite.torchvision_shim import ensure_torchvision
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Encoder(nn.Module):
-    """Base class of encoders: raw input of any kind -> float[B,P,Dv], or fewer features with rows of NaN behind them.
+    """Base class of encoders: raw input of any kind -> float[B,P,Dv], or fewer features with rows of NaN after them.
 
     A subclass is built with the keys of `model.vit_args` and registers: `@registry.register_encoder("name")` makes it a
     `model.vit_model`. A data set brings its input under `image`; see `arrays` of data set sections.
@@ -137,6 +138,7 @@ class VisionEncoder(Encoder):
         prefixes = int(getattr(self.vit, "num_prefix_tokens", 0))
         self.dropped = prefixes if prefix == "drop" else 0
         self.num_tokens = self.num_patches + prefixes - self.dropped
+        replace_linears(self.vit)
         self._set_checkpointing(grad_checkpoint)
         if how == "frozen":
             self.freeze()

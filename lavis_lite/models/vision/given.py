@@ -26,7 +26,7 @@ class GivenFeatures(Encoder):
         streams: name -> features of each sample, padding included, in the data set's order; None: one stream.
 
     Raises:
-        ConfigError: sizes that are no positive numbers.
+        ConfigError: sizes that are not positive numbers.
     """
 
     pads = trains = True

@@ -184,7 +184,7 @@ class VisionLanguage(TextLearner, EncoderModel):
             soft_prompts: float[U,n,D], the vectors of each image.
             prompts: B strings.
             index: int64[B], the image of each prompt; None: prompt b goes with image b.
-            targets: B strings that are learned behind the prompts.
+            targets: B strings that are learned after the prompts.
 
         Raises:
             DataError: a prompt has several marks.
@@ -209,7 +209,7 @@ class VisionLanguage(TextLearner, EncoderModel):
         return super().written_after(vectors, prompt, text) if rows is None else rows[0]
 
     def text_loss(self, soft_prompt: Tensor, prompts: list[str], targets: list[str]) -> Tensor:
-        """The loss float[] of targets behind prompts; a picture, float[B,n,D], stands at its mark or in front."""
+        """The loss float[] of targets after prompts; a picture, float[B,n,D], stands at its mark or in front."""
         rows = self.marked(soft_prompt, prompts, targets=targets)
         return super().text_loss(soft_prompt, prompts, targets) if rows is None else self.language_model.loss(rows)
 
@@ -223,7 +223,7 @@ class VisionLanguage(TextLearner, EncoderModel):
         return {"loss": self.language_model.count_tokens(self._placed(batch, self._blank(len(batch.image))))}
 
     def count_terms(self, prompts: list[str], targets: list[str], images: ImageBatch) -> int:
-        """Learned tokens of targets behind prompts."""
+        """Learned tokens of targets after prompts."""
         rows = self.marked(self._blank(len(images), images.frames), prompts, targets=targets)
         return super().count_terms(prompts, targets, images) if rows is None else self.language_model.count_tokens(rows)
 
@@ -241,7 +241,7 @@ class VisionLanguage(TextLearner, EncoderModel):
 
     def answers(self, images: ImageBatch, instructions: list[str], prompts: list[str],
                 options: GenerationConfig) -> list[str]:
-        """Texts behind prompts or conversations."""
+        """Texts after prompts or conversations."""
         if isinstance(images, ChatBatch):
             return self.language_model.generate(self.sequences(images), options)
         if not any(MARK in prompt for prompt in prompts):
@@ -258,14 +258,14 @@ class VisionLanguage(TextLearner, EncoderModel):
 
     def candidate_scores(self, images: ImageBatch, instructions: list[str], prompts: list[str], candidates: Any,
                          **how: Any) -> Tensor:
-        """Likelihoods float[B,C] of candidates behind prompts."""
+        """Likelihoods float[B,C] of candidates after prompts."""
         if not any(MARK in prompt for prompt in prompts):
             return super().candidate_scores(images, instructions, prompts, candidates, **how)
         soft_prompts, index = self.soft_prompts(images, instructions)
         return self.language_model.score(self.marked(soft_prompts, prompts, index) or [], candidates, **how)
 
     def measured(self, prompts: Sequence[str]) -> list[str]:
-        """Prompts without marks, which are no text."""
+        """Prompts without marks, which are not text."""
         return [prompt.replace(MARK, "") for prompt in prompts]
 
     @known_options
@@ -301,7 +301,7 @@ class VisionLanguage(TextLearner, EncoderModel):
         return ((*NEW_PROJECTION, *adapters) if is_stage1 else adapters), unread
 
     def _behind_features(self) -> list[str]:
-        """Names (regular expressions) of a whole ViT's parts that come behind the features."""
+        """Names (regular expressions) of a whole ViT's parts that come after the features."""
         first, total = (getattr(self.vision_encoder, key, 0) for key in ("num_layers", "total_layers"))
         unread = [rf"vision_encoder\.vit\.blocks\.{number}\..*" for number in range(first, total)]
         return [*unread, r"vision_encoder\.vit\.norm\..*"] if unread else []

@@ -74,7 +74,7 @@ class RunContext:
         """Numbers of the present step, for the log, TensorBoard (tags `<hook>/<name>`) and W&B.
 
         Raises:
-            ContractError: a value is no number.
+            ContractError: a value is not a number.
         """
         self.tracker.record({"step": self.step, "hook": hook,
                              **{name: _number(hook, name, value) for name, value in values.items()}})

@@ -68,7 +68,7 @@ def test_class_files_that_cannot_be(names: str, words: str, classes: dict[str, A
 
 def test_folders_that_are_no_class_are_told(classes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("n1 tench\nn2 crane\n")
-    with pytest.warns(UserWarning, match=r"val: 1 of its folders are no class of .*names.txt, .*left out; .*'n3'"):
+    with pytest.warns(UserWarning, match=r"val: 1 of its folders are not classes of .*names.txt, .*left out; .*'n3'"):
         assert len(built("imagenet", classes, tmp_path, "val")) == 3
 
 

@@ -27,7 +27,7 @@ BUILDERS = ("custom", "image_caption", "image_retrieval", "image_shards", "image
             "video_qa", "video_dialogue", "chat", "video_retrieval", "images_qa", "image_classes")
 ELSEWHERE = {
     "builder": "config.compose chooses the class by it", "type": "config.compose chooses the row by it",
-    "sampling_factor": "runners.train_state", "train_size": "runners.train_state",
+    "sampling_factor": "config.mixing", "train_size": "config.mixing",
     "data_type": "load_dataset's vis_path and data check choose the kind of files by it",
 }
 """keys that the builder itself need not know"""
@@ -53,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, clips, shards and annotation files of many layouts."""
     place = tmp_path_factory.mktemp("keys")
     (place / "media").mkdir()
+    (place / "broken").mkdir()
     for at in range(IMAGES):
         frames = []
         for frame in range(3):
@@ -61,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             frames.append(buffer.getvalue())
         (place / "media" / f"{at}.avi").write_bytes(motion_jpeg(frames, 24, 16))
         picture(at).save(place / "media" / f"{at}.png")
+        (place / "broken" / f"{at}.avi").write_bytes(b"no video")
     (place / "outside.png").write_bytes((place / "media" / "5.png").read_bytes())
     (place / "linked").mkdir()
     (place / "linked" / "0.png").symlink_to(place / "outside.png")
@@ -211,6 +213,7 @@ def question_base(**more: Any) -> dict[str, Any]:
             **more}
 
 
+@functools.cache
 def cases(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Key -> (what the section has besides, what is changed in it)."""
     talks, asks, video = name.endswith(("_dialogue", "chat")), name.endswith("_qa"), name.startswith("video")
@@ -307,9 +310,6 @@ def test_all_builders_are_looked_at() -> None:
 
 @pytest.mark.parametrize(("name", "key"), KEYS, ids=[f"{name}-{key}" for name, key in KEYS])
 def test_a_key_has_an_effect_or_is_refused(folder: Path, name: str, key: str) -> None:
-    (folder / "broken").mkdir(exist_ok=True)
-    for at in range(IMAGES):
-        (folder / "broken" / f"{at}.avi").write_bytes(b"no video")
     besides, changes = cases(name, folder)[key]
     ignored = registry.get_builder_class(name).ignored_keys
     if name == "image_classes" and key in ignored:

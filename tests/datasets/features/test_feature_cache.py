@@ -22,7 +22,7 @@ from lavis_lite.datasets.builders.images import ImageCaptionBuilder
 from lavis_lite.datasets.features import writer as feature_writer
 from lavis_lite.datasets.features.cache import FeatureFolder, file_of, refuse_random
 from lavis_lite.datasets.features.writer import FeatureJob, image_names, write_features
-from lavis_lite.datasets.media.images import BadSample
+from lavis_lite.datasets.media.images import BadSample, ImageFolder
 from lavis_lite.errors import ConfigError, DataError
 from lavis_lite.models.vision.encoder import VisionEncoder
 from lavis_lite.processors.video import AlproVideoEval
@@ -123,9 +123,9 @@ def test_a_file_with_an_image_that_has_changed_is_written_anew(job, coco_folder)
     assert torch.equal(kept.load("4.png"), kept.load("5.png"))
 
 
-def test_training_refuses_features_of_an_image_that_has_changed(job, coco_folder, coco_section):
+def test_training_refuses_features_of_an_image_that_has_changed(job, coco_folder, coco_section, monkeypatch):
     """Uncompressed pictures keep their size; a copied folder has other times and the same pictures."""
-    pictures = coco_folder / "images"
+    pictures, read = coco_folder / "images", ImageFolder.read
     for number in range(8):
         Image.new("RGB", (20, 20), (number, 90, 10)).save(pictures / f"{number}.png", format="BMP")
     done = job()
@@ -134,7 +134,9 @@ def test_training_refuses_features_of_an_image_that_has_changed(job, coco_folder
         os.utime(path, (1, 1))
     coco_section.features = str(done.out)
     data = pickle.loads(pickle.dumps(ImageCaptionBuilder("tiny", coco_section).build("train", training=True)))
-    assert data[0]["image"].shape == (8, 6)
+    reads: list[str] = []
+    monkeypatch.setattr(type(data.folder.images), "read", lambda folder, name: reads.append(name) or read(folder, name))
+    assert data[0]["image"].shape == data[0]["image"].shape == (8, 6) and reads == ["0.png"], "once, not each epoch"
     changed = bytearray((pictures / "0.png").read_bytes())
     changed[200] ^= 99
     (pictures / "0.png").write_bytes(changed)

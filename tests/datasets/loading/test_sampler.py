@@ -103,9 +103,18 @@ def test_a_far_step_is_reached_at_once_and_equals_walking_there():
     assert time.perf_counter() - start < 20  # replaying ten million steps would take minutes
 
 
-@pytest.mark.parametrize("ratios", [[1], [1, -1], [0, 0], [1, float("nan")], [1, float("inf")]])
+def test_a_ratio_that_falls_is_followed_step_by_step():
+    order = GlobalSampler([50, 5], seed=5, global_batch=5, ratios=[1.0, [[1000, 3.0], [3000, 0.0]]])
+    drawn = np.array([order(step)[0].dataset for step in range(4000)])
+    assert abs(drawn[:1000].mean() - 0.75) < 0.05 and drawn[3000:].sum() == 0
+    assert abs(drawn[1900:2100].mean() - 0.6) < 0.1
+    assert order(123) == GlobalSampler([50, 5], 5, 5, [1.0, [[1000, 3.0], [3000, 0.0]]])(123)
+
+
+@pytest.mark.parametrize("ratios", [[1], [1, -1], [0, 0], [1, float("nan")], [1, float("inf")],
+                                    [0, [[0, 1.0], [9, 0.0]]]])
 def test_bad_ratios_are_refused(ratios):
-    with pytest.raises(ConfigError, match="run.train_dataset_ratios"):
+    with pytest.raises(ConfigError, match="training data sets"):
         GlobalSampler([10, 10], 0, 2, ratios)
 
 
@@ -116,7 +125,7 @@ def test_a_batch_larger_than_the_data_names_both_numbers_and_the_key():
         GlobalSampler([10, 6, 1], 0, 8, [1, 1, 0])
 
 
-@pytest.mark.parametrize("ratios", [None, [1, 1]])
+@pytest.mark.parametrize("ratios", [None, [1, 1], [1.0, [[2, 1.0], [5, 0.0]]]])
 def test_ranks_and_accumulation_share_the_same_global_batches(ratios):
     def steps(world_size: int, accum: int) -> list[list]:
         order = GlobalSampler([30, 50], 4, 8, ratios)

@@ -83,10 +83,10 @@ def test_streams_follow_each_other_at_fixed_places(folder):
 @pytest.mark.parametrize(("array", "words"), [
     (np.zeros((9, 3), np.float32), r"shape \(9, 3\); features have shape \(P, width\), and `tokens` allows P up to 4"),
     (np.zeros(3, np.float32), r"shape \(3,\); features have shape"),
-    (np.array([["a"]]), "is no array of numbers"),
+    (np.array([["a"]]), "is not an array of numbers"),
     (np.array([[np.nan, 1.0]], np.float32), "values that are NaN or infinite"),
-    (b"junk", "is no array in .npy or .safetensors"),
-    (np.array([[{}]], dtype=object), "is no array in .npy or .safetensors"),  # numpy would unpickle it
+    (b"junk", "is not an array in .npy or .safetensors"),
+    (np.array([[{}]], dtype=object), "is not an array in .npy or .safetensors"),  # numpy would unpickle it
 ])
 def test_wrong_arrays_are_bad_samples_that_say_why(folder, array, words):
     path = folder / "item1.npy"

@@ -19,6 +19,7 @@ from lavis_lite.datasets.loading.loader import eval_loader, train_loader
 from lavis_lite.datasets.loading.policy import EvaluationSamples
 from lavis_lite.datasets.loading.sampler import GlobalSampler
 from lavis_lite.datasets.media import video
+from lavis_lite.datasets.media.containers import stated_size
 from lavis_lite.datasets.media.images import BadSample
 from lavis_lite.datasets.media.video import READERS, AvReader, DecordReader, VideoFolder, open_video
 from lavis_lite.errors import ConfigError
@@ -148,7 +149,7 @@ def without_frames(path: Path) -> None:
 @pytest.mark.parametrize(("make", "words"), [
     (lambda path: path.write_bytes(b""), "cannot be opened"),
     (lambda path: path.write_bytes(b"<html>404</html>" * 40), "cannot be opened"),
-    (lambda path: path.write_bytes(write(path).read_bytes()[:700]), "cannot be opened|has no frames"),
+    (lambda path: path.write_bytes(write(path).read_bytes()[:700]), "is cut off: it has 700 of its"),
     (audio_only, "has no video stream|cannot be opened"),
     (without_frames, "has no frames|has no video stream|cannot be opened"),
     (lambda path: path.mkdir(), "is not a regular file"),
@@ -159,6 +160,29 @@ def test_files_that_are_no_videos(tmp_path, make, words, reader):
     with pytest.raises(BadSample, match=words) as caught:
         open_video(tmp_path / "a.mp4", reader=reader)
     assert caught.value.path == str(tmp_path / "a.mp4") and "\n" not in caught.value.reason
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.webm"])
+def test_a_file_that_was_cut_off_is_no_shorter_video(tmp_path, name):
+    codec = "libvpx" if name.endswith("webm") else "mpeg4"
+    options = {} if codec == "libvpx" else {"movflags": "faststart"}
+    whole = write(tmp_path / name, codec=codec, **options).read_bytes()
+    with open_video(tmp_path / name) as clip:
+        assert len(clip) == LENGTH
+    (tmp_path / name).write_bytes(whole + bytes(100))  # padding is no damage
+    open_video(tmp_path / name).close()
+    (tmp_path / name).write_bytes(whole[:-1])
+    with pytest.raises(BadSample, match=f"is cut off: it has {len(whole) - 1:,} of its {len(whole):,} bytes"):
+        open_video(tmp_path / name)
+
+
+@pytest.mark.parametrize(("head", "size"), [
+    (b"\0\0\0\x08free" + (1).to_bytes(4, "big") + b"mdat" + (40).to_bytes(8, "big"), 48), (b"\0\0\0\0mdat", 0),
+    (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + bytes([255] * 7), 5), (b"\x1a\x45\xdf\xa3", 0), (b"", 0)])
+def test_the_size_that_a_file_states(tmp_path, head, size):
+    """Sizes of 64 bits; files that state the size of their first parts alone."""
+    (tmp_path / "a").write_bytes(head)
+    assert stated_size(tmp_path / "a") == size
 
 
 @pytest.mark.parametrize("reader", BOTH)

@@ -120,10 +120,10 @@ def test_tars_that_are_not_read_are_named(tmp_path):
     (folder / "2.tar.gz").write_bytes(b"x")
     told = rows(folder)[1]
     assert told[1:] == ["not read: compressed archives (1, such as 2.tar.gz); unpack them to .tar files",
-                        "not read: tars in folders below (1, such as deeper/1.tar); index each folder for itself"]
+                        "not read: tars in folders below (1, such as deeper/1.tar); index each folder separately"]
     whole = (folder / "0.tar").read_bytes()
     for content, words in ((gzip.compress(whole), "it is compressed; unpack it with gunzip"),
-                           (whole + whole, "goes on behind its end, after member 0001.json, as if two tars were")):
+                           (whole + whole, "continues after its end, after member 0001.json, as if two tars were")):
         (folder / "0.tar").write_bytes(content)
         with pytest.raises(DataError, match=words):
             index_folder(folder, log=lambda text: None)

@@ -471,7 +471,7 @@ def test_a_damaged_remote_shard_and_the_offline_rule(site, build, folder, monkey
     data = build(None, url=site + "/")
     (folder / "000001.tar").write_bytes(b"x" * 5000)
     found = reasons(data)
-    assert sorted(found) == [6, 7, 8, 9, 10, 11] and "this shard cannot be had" in found[6] and "sha256" in found[6]
+    assert sorted(found) == [6, 7, 8, 9, 10, 11] and "this shard cannot be fetched" in found[6] and "sha256" in found[6]
     (folder / "000001.tar").unlink()
     monkeypatch.setenv("LAVIS_LITE_OFFLINE", "1")
     again = build(None, url=site + "/")

@@ -202,7 +202,8 @@ def test_not_one_text_per_sample(prompts: Any, targets: list[str], words: str) -
 
 @pytest.mark.parametrize(("candidates", "words"), [
     ([], "must be a list of answers"), ("yes", "must be a list of answers"), ([["a"], ["b"]], "2 lists of candidates"),
-    ([["a"], [], ["b"]], "sample 1 has no candidates")])
+    ([["a"], [], ["b"]], "sample 1 has no candidates"), (["a", " "], "^the candidates: number 1 .* is empty \\(' '\\)"),
+    ([["a"], ["b", "c"], [""]], "^the candidates of sample 2: number 0")])
 def test_impossible_candidates(candidates: Any, words: str) -> None:
     model = tiny("opt")
     with pytest.raises(ConfigError, match=words):

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
+from lavis_lite.config.mixing import (
+    check_ratios,
+    factor_error,
+    idle_factors,
+    mixing_lines,
+    mixing_ratios,
+    published_mixing,
+    shares_at,
+)
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, PreprocessConfig, RunConfig
 from lavis_lite.errors import ConfigError
-from lavis_lite.runners.train_state import mixing_lines, mixing_ratios, published_mixing, refuse_lost_targets
 
 SIZES = {"a": 400, "b": 100, "c": 900}
 
 
-def config(factors: dict[str, float] | None = None, sizes: dict[str, int] | None = None, **run) -> Config:
+def config(factors: dict[str, Any] | None = None, sizes: dict[str, int] | None = None, **run) -> Config:
     sections = {name: DatasetConfig(sampling_factor=(factors or {}).get(name, 1.0), train_size=(sizes or {}).get(name))
                 for name in SIZES}
     return Config(ModelConfig(), PreprocessConfig(), sections, RunConfig(**run))
@@ -36,22 +47,36 @@ def test_two_splits_of_a_set_share_its_weight():
     assert weights == pytest.approx([15, 5, 10])
 
 
+def test_a_factor_by_steps():
+    cfg = config({"a": {"0": 1.0, "1000": 0.0, "200": 1.0}}, sampling="size")
+    ratios = mixing_ratios(cfg, ["a", "b"], [400, 400])
+    assert ratios == [[[0, 400.0], [200, 400.0], [1000, 0.0]], 400.0]
+    half, third = shares_at(ratios, np.array([0, 150, 200]))[:, 0], shares_at(ratios, np.array([600, 1000, 5000]))[:, 0]
+    assert half.tolist() == [0.5] * 3 and third.tolist() == [pytest.approx(1 / 3), 0.0, 0.0]
+    line = mixing_lines(["a", "b"], [400, 400], ratios)[0]
+    assert line.endswith("p = 0.5000 -> 0.5000 (step 200) -> 0.0000 (step 1,000)")
+    with pytest.raises(ConfigError, match="at step 7 .* not all of them 0"):
+        check_ratios([[[0, 1.0], [7, 0.0]], 0.0])
+
+
+@pytest.mark.parametrize(("factor", "run", "sentence"), [
+    ({"0": 1.0, "1e3": 2.0}, {"sampling": "size"}, "'1e3' is no step; give factors by optimizer steps"),
+    ({}, {"sampling": "size"}, "has no step"),
+    ({"9": -1.0}, {"sampling": "size"}, "must not be negative, but is -1.0"),
+    (2.0, {}, "has no effect: all samples are shuffled together"),
+    ({"0": 1.0, "30": 2.0}, {"sampling": "size", "max_iters": 20}, "the run ends at step 20, before step 30"),
+])
+def test_factors_that_are_wrong_or_idle(factor, run, sentence):
+    notes = idle_factors(config({"a": factor}, **run))
+    assert sentence in factor_error(factor) or [note for note in notes if sentence in note]
+    assert idle_factors(config({"a": factor}, evaluate=True, **run)) == []
+
+
 def test_settings_that_do_not_fit():
     with pytest.raises(ConfigError, match="needs run.train_dataset_ratios"):
         shares(config(sampling="ratios"))
     with pytest.raises(ConfigError, match="lacks b, c"):
         shares(config(train_dataset_ratios={"a": 1.0}))
-
-
-def test_sets_that_would_lose_their_answers_are_not_shuffled_together():
-    class Of:
-        def __init__(self, *keys):
-            self.sample_keys = keys
-
-    captions, questions = Of("image", "text_input"), Of("image", "text_input", "text_output")
-    with pytest.raises(ConfigError, match="samples of b have a text_output .*; those of a have none"):
-        refuse_lost_targets(["a", "b"], [captions, questions])
-    refuse_lost_targets(["a", "b", "c"], [questions, questions, object()])
 
 
 def test_what_a_dry_run_shows():
