@@ -65,11 +65,13 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         ConfigError: options that exclude each other, before anything is built.
+        DataError: a folder without pictures, likewise.
     """
     chosen = parser().parse_args(list(argv))
     import torch
 
     from lavis_lite import distributed
+    from lavis_lite.bench.loader import pictures
     from lavis_lite.bench.run import run
     from lavis_lite.process.launch import launch_from_environment
 
@@ -78,6 +80,8 @@ def main(argv: Sequence[str]) -> int:
     for options in asked:
         options.check()
         options.peers(max(chosen.ranks, launch.world_size))
+    if chosen.images is not None:
+        pictures(Path(chosen.images))
     for rank in range(chosen.ranks if launch.world_size == 1 else 0):  # before any process is started
         asked[0].torch_device(rank)
     if chosen.ranks > 1 and launch.world_size == 1:

@@ -21,6 +21,7 @@ from lavis_lite import distributed
 from lavis_lite.config.schema import RunConfig
 from lavis_lite.device import Precision, seed_position, to_device
 from lavis_lite.errors import CheckpointError, ContractError
+from lavis_lite.models.plain_text import uncounted
 from lavis_lite.runners import optim
 from lavis_lite.runners.outcome import PATIENCE, DivergedError, LossMeter, SkipCounter, Votes
 from lavis_lite.runners.ranks import Ahead, during_exchange
@@ -106,7 +107,7 @@ class TrainStep:
             return
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         seed_position(self.cfg.seed, "rehearsal", distributed.rank())
-        with self.precision.autocast():
+        with self.precision.autocast(), uncounted(*self._bare_model.cut_texts().values()):
             loss, _ = self.task.train_step(self.model, to_device(batch, self.device))
         loss.backward()
         self._note_unreached()

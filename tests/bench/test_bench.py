@@ -292,4 +292,4 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has 0 JPEG files"):
         bench.main(["loader", "--images", str(tmp_path)])
     with pytest.raises(DataError, match="no such folder"):
-        bench.main(["loader", "--images", str(tmp_path / "nothing")])
+        bench.main(["all", "--images", str(tmp_path / "nothing")])  # before the first benchmark

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from lavis_lite.models.language import Limits
 from lavis_lite.models.plain_text import CutTexts
 from lavis_lite.models.text_tokens import TextTokenizer
 from lavis_lite.runners.standard_hooks import TrainingLog, all_cut_texts
+from tests.helpers.toy import Toy, ToyModel
 from tests.models.test_blip2_llm import images, model_of
 
 TEXTS = ["a dog", "a very very very long text of many words", "b"]
@@ -56,6 +58,26 @@ def test_nothing_is_logged_if_nothing_was_cut() -> None:
     lines = list[str]()
     TrainingLog().on_end(logged(trained(["a", "b"]), lines))
     assert lines == []
+
+
+def test_the_rehearsal_of_several_ranks_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    counts = CutTexts()
+
+    class Reads(ToyModel):
+        """A text that is cut in every pass."""
+
+        def forward(self, samples: Any) -> Any:
+            counts.count([[1, 2]], [[1]], 0)
+            return super().forward(samples)
+
+        def cut_texts(self) -> dict[str, CutTexts]:
+            return {"texts": counts}
+
+    runner = Toy(tmp_path, {}, model_class=Reads).build()
+    step, batch = runner.train_state.train_step, next(runner.train_state.batches(0, 1))
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    step.warm_up_ddp(batch)
+    assert counts == CutTexts()
 
 
 def test_ranks_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
