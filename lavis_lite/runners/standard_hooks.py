@@ -67,8 +67,10 @@ class TrainingLog(Hook):
             run.log(note)
 
     def after_step(self, run: RunContext, result: StepResult) -> None:
-        """Move the bar; a record on every `run.log_freq`-th step. The first one also names texts that were cut, and
-        parameters without a gradient."""
+        """Move the bar; a record on every `run.log_freq`-th step.
+
+        The first one also names texts that were cut, and parameters without a gradient.
+        """
         run.tracker.advance(run.step)
         if run.train.schedule.logs(run.step, run.config.run):
             run.tracker.record(training_record(run, result.lr))
