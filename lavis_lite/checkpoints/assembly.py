@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from lavis_lite.checkpoints.folders import check_folder
+from lavis_lite.checkpoints.formats.key_maps import LANGUAGE_MODEL
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
 from lavis_lite.checkpoints.load import LoadReport, fit_state, frozen_tensors, load_checkpoint, refuse_other_settings
 from lavis_lite.checkpoints.manifest import CHECKPOINTS, CONFIG, hash_of, source_of, stored_record
@@ -34,6 +35,8 @@ from lavis_lite.models.vision.config import timm_repository
 
 # --- frozen tensors that a checkpoint leaves out ----------------------------------------------------------------------
 Locate = Callable[[WeightSource], Path | None]
+PROJECTIONS = ("language_projection.", "connector.")
+"""how names begin of what is trained for one language model"""
 ANY = ""
 """part of a source of which is not known what it brought"""
 
@@ -232,6 +235,7 @@ class Assembly:
             fitted, report = fit_state(
                 self.model, content, path, allowed_missing=map(re.escape, had) if is_last else [".*"], extra=extra,
                 allowed_unexpected=[".*"] if gets_parts_later else [], allow_non_finite=self.allow_non_finite)
+            report.notes += self._unknown_language_model(path, fitted)
             report.had = [name for name in report.allowed_missing if name in had]
             self.model.load_state_dict(fitted, strict=False)
             source = source_of("checkpoint", self.names[key], path)
@@ -255,6 +259,19 @@ class Assembly:
                          self.allow_non_finite)
         for clause in differing_sources(self.model, record, absent):
             self.log(f"note: {path} {clause}")
+
+    def _unknown_language_model(self, path: str, fitted: Mapping[str, Any]) -> list[str]:
+        """A note on a projection of which is not recorded for which language model it was trained.
+
+        One of the same width takes it, and answers worse than the right one.
+        """
+        if "llm_model" not in self.names or record_behind(Path(path)) is not None:
+            return []
+        if not any(name.startswith(PROJECTIONS) for name in fitted) or any(
+                name.startswith(LANGUAGE_MODEL) for name in fitted):
+            return []
+        return [f"the language model that its projection was trained for is not recorded; here it is "
+                f"{self.names['llm_model']}"]
 
     # --- the end ----------------------------------------------------------------------------------------------------
     def finish(self) -> BaseModel:

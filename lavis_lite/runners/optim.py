@@ -118,19 +118,39 @@ def state_per_byte(run: RunConfig) -> tuple[float, float]:
 
     Of an optimizer that is neither the package's nor torch's, which may need a real model, nothing is known: 0.
     """
+    kept = {value.ndim > 1: sum(item.nbytes for item in state.values() if isinstance(item, Tensor) and item.ndim)
+            / value.nbytes for value, state in _state_of_a_layer(run).items()}
+    return kept.get(False, 0.0), kept.get(True, 0.0)
+
+
+def _state_of_a_layer(run: RunConfig) -> dict[Tensor, dict[str, Any]]:
+    """What the run's optimizer keeps of a small layer's weight and bias after a step; {}: not known."""
     layer = nn.Linear(128, 128)  # large enough for optimizers that keep small tensors in full precision
     cls = registry.get_optimizer_class(run.optimizer)
     if cls not in BY_ELEMENT and not cls.__module__.startswith("lavis_lite."):
-        return 0.0, 0.0
+        return {}
     group = {"params": list(layer.parameters()), "names": ["weight", "bias"], "weight_decay": 0.0, "lr_scale": 1.0}
     optimizer = cls([group], **optimizer_arguments(cls, run))
     for value in layer.parameters():
         value.grad = torch.ones_like(value)
     optimizer.step()
-    kept = {value.ndim > 1: sum(item.nbytes for item in optimizer.state[value].values()
-                                if isinstance(item, Tensor) and item.ndim) / value.nbytes
-            for value in layer.parameters()}
-    return kept[False], kept[True]
+    return {value: optimizer.state[value] for value in layer.parameters()}
+
+
+def check_state(state: dict[str, dict[str, Any]], run: RunConfig) -> None:
+    """Refuse an optimizer's state without what the optimizer keeps by its present arguments, such as amsgrad.
+
+    Raises:
+        CheckpointError: naming what is not there.
+    """
+    found = {key for kept in state.values() for key in kept}
+    if registry.get_optimizer_class(run.optimizer) not in BY_ELEMENT or not found:
+        return  # others keep different things of different weights
+    needed = {key for kept in _state_of_a_layer(run).values() for key in kept}
+    if lost := sorted(needed - found):
+        raise CheckpointError(f"the optimizer state of the checkpoint has no {', '.join(lost)}, which {run.optimizer} "
+                              "keeps with this run's run.optimizer_args. Resume with the checkpoint's arguments, or "
+                              "start a new run with model.pretrained set to it.")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

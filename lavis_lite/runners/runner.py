@@ -182,11 +182,14 @@ class Runner:
 
         Raises:
             CheckpointError: damaged, or it does not fit the model.
-            ConfigError: the order of samples or the annotations are not the checkpoint's, so the run would not be the
-                same.
+            ConfigError: the order of samples or the annotations are others, or the run ends before the checkpoint's
+                step.
         """
         train = self.train_state
         state = checkpointing.load(folder, self.model)
+        if state["step"] > train.schedule.total:
+            raise ConfigError(f"{folder} is of step {state['step']}, and this run ends after {train.schedule.total} "
+                              "(run.max_iters or run.max_epoch): raise it, or evaluate the checkpoint instead.")
         resume.check_order(state["order"], train.fingerprint, folder)
         kept = checkpointing.load_hook_weights(folder)
         hook_states = {"bad_samples": state["bad_samples"], **state.get("hooks", {})}  # none in earlier versions
@@ -198,6 +201,10 @@ class Runner:
         train.train_step.load_state(state)
         self.step = self.saved_step = state["step"]
         self.validated_step, self.best = state["validated_step"], state["best"]
+        if self.best is not None and not (best := self.store.path(self.best["step"])).is_dir():
+            self.tracker.log(f"WARNING: {best}, the best checkpoint, is not there any more. The best one is chosen "
+                             "among those from here on.")
+            self.best = None
         self.model.weight_record = stored_record(folder) or self.model.weight_record
         self.context.resumed = True
 
@@ -325,7 +332,8 @@ class Runner:
             measured = self.best["step"]
             folder = self.store.path(measured)
             checkpointing.load_weights(folder, self.model)
-            self.hooks.load_weights(checkpointing.load_hook_weights(folder))
+            nothing: dict[str, Any] = dict.fromkeys(self.hooks.weights(), {})  # it may be older than a hook
+            self.hooks.load_weights(nothing | checkpointing.load_hook_weights(folder))
             self.tracker.log(f"testing the best checkpoint, {folder} "
                              f"({self.best['split']} {AGGREGATE} {self.best['metric']:.4g})")
         return self._evaluate(self.run.test_splits, measured)

@@ -256,13 +256,14 @@ class TrainStep:
         """Put back what `state` gave.
 
         Raises:
-            CheckpointError: the state is of another optimizer, or of other parameters than those that train now.
+            CheckpointError: the state is of another optimizer, of one with other arguments, or of other parameters.
         """
         before, now = state.get("optimizer_name", "adamw"), self.cfg.optimizer.lower()
         if before != now:
             raise CheckpointError(f"the checkpoint has the state of run.optimizer={before}, and this run has {now}. "
                                   f"Resume with run.optimizer={before}, or start a new run with model.pretrained set "
                                   "to the checkpoint.")
+        optim.check_state(state["optimizer"], self.cfg)
         optim.load_optimizer_state(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

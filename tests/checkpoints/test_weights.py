@@ -145,6 +145,19 @@ def save(model: torch.nn.Module, path: Path) -> str:
     return str(path)
 
 
+def test_a_projection_for_an_unknown_language_model_is_noted(tmp_path: Path) -> None:
+    """Any language model of the same width takes it."""
+    said: list[str] = []
+    named = writer(llm_args=None, opt_model="mini/opt")
+    model = build_model(named, said.append)
+    path = save(model, tmp_path / "bare.safetensors")
+    export_lite(model, tmp_path / "whole")
+    build_model(replace(named, pretrained=path), said.append)
+    assert "trained for is not recorded; here it is mini/opt" in said.pop()
+    build_model(replace(named, pretrained=str(tmp_path / "whole")), said.append)
+    assert not any("not recorded" in line for line in said)
+
+
 def test_a_stage_1_checkpoint_starts_stage_2_and_instruction_tuning(tmp_path: Path) -> None:
     stage1 = build_model(mini())
     path = save(stage1, tmp_path / "stage1.safetensors")

@@ -12,7 +12,7 @@ from lavis_lite.datasets.annotations.kinds import Field, file_name, text
 from lavis_lite.datasets.annotations.rows import read_table
 from lavis_lite.datasets.caption import CaptionDataset
 from lavis_lite.datasets.media.images import ImageFolder
-from lavis_lite.errors import ConfigError
+from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.process.exits import Interrupted
 from lavis_lite.runners import checkpointing, resume
 from lavis_lite.runners.train_state import picture_sizes
@@ -84,10 +84,31 @@ def test_best_metric_survives(whole, tmp_path):
     assert set(scores) == {3, 6, 8}
     assert best == {"checkpoint": f"step_{best['step']:08d}", "step": max(scores, key=scores.get),
                     "metric": max(scores.values()), "split": "val"}
-    runner = Toy(tmp_path, RUN).build()
-    runner.resume(run_dir / "checkpoints/step_00000007")
-    assert runner.best == {"step": 6 if scores[6] > scores[3] else 3, "metric": max(scores[3], scores[6]),
-                           "split": "val"}
+    checkpointing.shutil.copytree(run_dir, tmp_path / "run")
+    runner = Toy(tmp_path / "run", RUN).build()
+    runner.resume(runner.store.path(7))
+    first = 6 if scores[6] > scores[3] else 3
+    assert runner.best == {"step": first, "metric": max(scores[3], scores[6]), "split": "val"}
+    checkpointing.shutil.rmtree(runner.store.path(first))
+    runner = Toy(tmp_path / "run", RUN).build()
+    runner.resume(runner.store.path(7))
+    assert runner.best is None, "its weights cannot be tested at the end"
+
+
+def test_a_run_that_ends_before_the_checkpoint_is_refused(whole, tmp_path):
+    with pytest.raises(ConfigError, match=r"is of step 8, and this run ends after 5 .*run.max_iters"):
+        Toy(tmp_path, {**RUN, "max_iters": 5}).build().resume(whole[0] / "checkpoints/step_00000008")
+
+
+def test_optimizer_arguments_that_need_another_state_are_refused(tmp_path):
+    """torch would stop with a KeyError in the middle of the first step."""
+    Toy(tmp_path, {"optimizer": "sgd", "max_iters": 1, "save_every": 1}).build().train()
+    saved = tmp_path / "checkpoints/step_00000001"
+    Toy(tmp_path, {"optimizer": "sgd", "optimizer_args": {"momentum": 0.9}}).build().resume(saved)
+    Toy(tmp_path / "adam", {"optimizer": "adam", "max_iters": 1, "save_every": 1}).build().train()
+    with pytest.raises(CheckpointError, match="has no max_exp_avg_sq, which adam keeps with this run's run.optimizer_"):
+        Toy(tmp_path / "adam", {"optimizer": "adam", "optimizer_args": {"amsgrad": True}}).build().resume(
+            tmp_path / "adam/checkpoints/step_00000001")
 
 
 class TwoSets(Toy):
@@ -193,10 +214,10 @@ def lines_of_resume(runner, folder):
     return said
 
 
-def test_a_resume_says_every_setting_that_differs(whole, tmp_path):
+def test_a_resume_says_every_setting_that_differs(whole):
     folder = whole[0] / "checkpoints/step_00000004"
-    assert lines_of_resume(Toy(tmp_path, RUN).build(), folder) == []
-    changed = Toy(tmp_path, {**RUN, "init_lr": 0.5, "valid_splits": [], "resume_ckpt_path": "x", "max_grad_norm": None})
+    assert lines_of_resume(Toy(whole[0], RUN).build(), folder) == []
+    changed = Toy(whole[0], {**RUN, "init_lr": 0.5, "valid_splits": [], "resume_ckpt_path": "x", "max_grad_norm": None})
     assert lines_of_resume(changed.build(), folder) == [
         f"setting changed since step_00000004: run.{line}" for line in (
             "init_lr: 0.01 -> 0.5", "max_grad_norm: 1.0 -> null", 'valid_splits: ["val"] -> []')]

@@ -107,6 +107,21 @@ def test_the_best_checkpoint_is_tested_with_its_own_average(tmp_path: Path) -> N
     assert torch.equal(runner.task.seen[-1], average)  # type: ignore[attr-defined]
 
 
+def test_a_best_checkpoint_that_is_older_than_the_average_is_tested_with_its_own_weights(tmp_path: Path) -> None:
+    class FirstIsBest(Watches):
+        def score(self, model: Any, rows: Any, dataset: Any, split: str) -> dict[str, float]:
+            return {"agg_metrics": 1.0 if self.cfg.max_iters == 2 else 0.0}
+
+    run = {"max_iters": 2, "iters_per_inner_epoch": 2, "valid_splits": ["val"], "test_splits": ["test"], "init_lr": 0.3}
+    Toy(tmp_path, run, task_class=FirstIsBest).build().train()
+    later = Toy(tmp_path, {**run, "max_iters": 4, "hooks": {"ema": {"evaluate": True}}}, task_class=FirstIsBest).build()
+    later.resume(later.store.path(2))
+    later.train()
+    own = load_file(tmp_path / "checkpoints/step_00000002/model.safetensors")["out.weight"]
+    assert later.best is not None and later.best["step"] == 2
+    assert torch.equal(later.task.seen[-1], own)  # type: ignore[attr-defined]
+
+
 def test_an_ema_of_half_precision_weights_is_kept_in_full(tmp_path: Path) -> None:
     runner = Toy(tmp_path, {**EMA_RUN, "hooks": {"ema": {}}}).build()
     runner.model.to(torch.bfloat16)
@@ -145,6 +160,17 @@ def test_the_count_of_validations_is_resumed(tmp_path: Path) -> None:
     other = EarlyStop(patience=3)
     other.load_state(hook.state())
     assert (other.best, other.since) == (0.5, 2)
+
+
+def test_scores_of_another_metric_are_not_compared(tmp_path: Path) -> None:
+    run = {**STOPS, "max_iters": 4}
+    Toy(tmp_path, {**run, "hooks": {"early_stop": {"metric": "rows"}}}).build().train()
+    again = Toy(tmp_path, {**run, "hooks": {"early_stop": {"metric": "error", "mode": "min"}}}).build()
+    again.resume(again.store.path(4))
+    (hook,) = [hook for hook in again.hooks.hooks if isinstance(hook, EarlyStop)]
+    assert hook.best == 11
+    hook.on_start(again.context)
+    assert (hook.best, hook.since, hook.compared) == (None, 0, ["val", "error", "min"])
 
 
 def test_what_is_not_validated_is_refused(tmp_path: Path) -> None:

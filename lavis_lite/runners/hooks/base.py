@@ -140,7 +140,10 @@ class Hook:
         return {}
 
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `weights` gave: after a resume, and before the best checkpoint is tested."""
+        """Put back what `weights` gave: after a resume, and before the best checkpoint is tested.
+
+        Empty: the best checkpoint is older than the hook, and is tested with its own weights.
+        """
 
 
 # --- called by the runner --------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ class EarlyStop(Hook):
             raise ConfigError(f"run.hooks.early_stop.patience: must be above 0, not {patience}.")
         self.patience, self.metric, self.split, self.mode, self.min_delta = patience, metric, split, mode, min_delta
         self.best: float | None = None
+        self.compared: Any = None
+        """split, metric and mode of the scores so far"""
         self.since = 0
 
     def on_start(self, run: RunContext) -> None:
@@ -41,6 +43,11 @@ class EarlyStop(Hook):
         if self.split not in splits:
             raise ConfigError(f"run.hooks.early_stop: run.valid_splits has no split {self.split!r}; "
                               f"{did_you_mean(self.split, splits)}")
+        compared = [self.split, self.metric, self.mode]
+        if self.compared not in (None, compared):
+            run.log(f"note: run.hooks.early_stop compared {' '.join(self.compared)} before, and begins anew.")
+            self.best, self.since = None, 0
+        self.compared = compared
 
     def after_evaluation(self, run: RunContext, split: str, scores: Mapping[str, float]) -> None:
         """Compare with the best score so far.
@@ -60,9 +67,10 @@ class EarlyStop(Hook):
             run.stop(f"early stop: {split} {self.metric} has not improved for {self.since} validations")
 
     def state(self) -> dict[str, Any]:
-        """The best score and the validations since."""
-        return {"best": self.best, "since": self.since}
+        """The best score, of what, and the validations since."""
+        return {"best": self.best, "since": self.since, "compared": self.compared}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on counting."""
         self.best, self.since = state["best"], state["since"]
+        self.compared = state.get("compared")  # absent in checkpoints of earlier versions

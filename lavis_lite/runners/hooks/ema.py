@@ -62,8 +62,8 @@ class EMA(Hook):
 
     @contextlib.contextmanager
     def during_evaluation(self, run: RunContext) -> Iterator[None]:
-        """With `evaluate` the model has the averages inside, and its own weights again afterwards."""
-        if not self.evaluate:
+        """With `evaluate` the model has the averages inside, if there are any, and its own weights again afterwards."""
+        if not self.evaluate or not self.average:
             yield
             return
         weights = trained(run.model)
