@@ -2,8 +2,9 @@
 
 Views: decoding, a random crop resized to 224, mirror, normalisation, with the same crops on both sides. Loaders: rows,
 views, collation, transport from one worker and normalisation, epochs long enough that starting the worker hardly
-counts. The peer `views` is what a GPU leaves to the CPU: views as bytes, without any loader. Shards: a loader of two
-workers that reads tars, and the tokens of its captions.
+counts. The peer `views` is what a GPU leaves to the CPU: views as bytes, without any loader. With one worker it is
+measured over few and over many batches: the difference tells a batch's cost from that of the start. Shards: a loader of
+two workers that reads tars, and the tokens of its captions.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from lavis_lite.processors.pixels import keep_pixels
 from lavis_lite.processors.text import BlipCaption
 
 SIZE = (640, 480)
-PICTURES, BATCH, EPOCHS = 48, 16, 6
+PICTURES, BATCH, EPOCHS, LONG = 48, 16, 6, 30
 CPU = torch.device("cpu")
 
 
@@ -51,7 +52,9 @@ def case(options: Options, device: torch.device, seed: int) -> list[Case]:
     data = captions(paths)
     return [_views(paths, f"views of {kind}"),
             *(_loaders(data, paths, workers, f"loader, {kind}, {workers} workers") for workers in (0, 1)),
-            *(_bytes(data, paths, workers, f"bytes of {kind}, {workers} workers") for workers in (0, 1)),
+            _bytes(data, paths, 0, 1, f"bytes of {kind}, 0 workers"),
+            _bytes(data, paths, 1, EPOCHS, f"bytes of {kind}, 1 workers"),
+            _bytes(data, paths, 1, LONG, f"bytes of {kind}, 1 workers, {LONG // EPOCHS} times as many batches"),
             _shards(data, len(paths), f"shards and tokens, {kind}, 2 workers")]
 
 
@@ -86,8 +89,7 @@ def _loaders(data: CaptionDataset, paths: Sequence[Path], workers: int, name: st
                 counted=False)
 
 
-def _bytes(data: CaptionDataset, paths: Sequence[Path], workers: int, name: str) -> Case:
-    epochs = EPOCHS if workers else 1
+def _bytes(data: CaptionDataset, paths: Sequence[Path], workers: int, epochs: int, name: str) -> Case:
     steps = epochs * len(paths) // BATCH
 
     def ours(number: int) -> None:

@@ -214,7 +214,9 @@ def faultless(rows: Sequence[tuple[int, int, Any]], fields: Sequence[Field], exp
     if not written or None in written or any(name in raw for name in absent for raw in raws) or any(
             field.made is not None for field in fields):
         return None
-    return Block(list(zip(files, numbers, strict=True)), *_joined(present, cast("list[list[str]]", written), explode))
+    origins = [0] * (2 * len(raws))
+    origins[::2], origins[1::2] = files, numbers
+    return Block(origins, *_joined(present, cast("list[list[str]]", written), explode))
 
 
 def _joined(fields: Sequence[Field], columns: Sequence[list[str]], explode: str | None) -> tuple[str, list[int]]:

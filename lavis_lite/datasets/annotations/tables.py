@@ -36,12 +36,12 @@ class Block(NamedTuple):
     """Rows of a table, written already.
 
     Attributes:
-        origins: (file number, row number) of each.
+        origins: file number and row number of each, one behind the other.
         text: all of them as JSON in ASCII, without spaces.
         lengths: how many characters of it each row has.
     """
 
-    origins: list[tuple[int, int]]
+    origins: list[int]
     text: str
     lengths: list[int]
 
@@ -68,7 +68,7 @@ class RowTable:
             if isinstance(item, Block):
                 ends.extend(itertools.islice(itertools.accumulate(item.lengths, initial=len(data)), 1, None))
                 data += item.text.encode("ascii")
-                origins.extend(itertools.chain.from_iterable(item.origins))
+                origins.fromlist(item.origins)
             else:
                 data += ENCODE(item[2]).encode("ascii")
                 ends.append(len(data))
