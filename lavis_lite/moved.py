@@ -222,7 +222,7 @@ def _refuse_lavis_names(name: str, fullname: str) -> None:
     if name != fullname and name in OF_LAVIS:
         raise ModuleNotFoundError(
             f"No module named {fullname!r}. LAVIS' own name, `lavis.{name}`, can be imported after `import "
-            "lavis_lite.compat.lavis`; docs/guide/coming_from_lavis.md has this package's names.", name=fullname)
+            f"{PACKAGE}compat.lavis`; docs/guide/coming_from_lavis.md has this package's names.", name=fullname)
 
 
 class _Alias(Loader):
