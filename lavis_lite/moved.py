@@ -201,6 +201,10 @@ MOVED = {
     "weights": "checkpoints.weights",
 }
 """old name -> new name, both within the package; a package stands for all modules in it that keep their names"""
+OF_LAVIS = ("common", "datasets.builders.base_dataset_builder", "datasets.datasets", "models.base_model",
+            "models.blip2_models", "models.blip_models", "processors.base_processor", "processors.blip_processors",
+            "runners.runner_base", "runners.runner_iter", "tasks.base_task")
+"""modules and packages of LAVIS that this package does not have under its own name"""
 
 
 def new_name(name: str) -> str | None:
@@ -212,6 +216,13 @@ def new_name(name: str) -> str | None:
         return PACKAGE + MOVED[old]
     parent, _, rest = old.rpartition(".")
     return f"{PACKAGE}{MOVED[parent]}.{rest}" if parent in MOVED else None
+
+
+def _refuse_lavis_names(name: str, fullname: str) -> None:
+    if name != fullname and name in OF_LAVIS:
+        raise ModuleNotFoundError(
+            f"No module named {fullname!r}. LAVIS' own name, `lavis.{name}`, can be imported after `import "
+            f"{PACKAGE}compat.lavis`; docs/guide/coming_from_lavis.md has this package's names.", name=fullname)
 
 
 class _Alias(Loader):
@@ -227,9 +238,14 @@ class MovedModules(MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None,
                   target: ModuleType | None = None) -> ModuleSpec | None:
-        """The module that replaced `fullname`, if it is one of ours that moved."""
+        """The module that replaced `fullname`, if it is one of ours that moved.
+
+        Raises:
+            ModuleNotFoundError: it is one of LAVIS'; says how it is imported.
+        """
         now = new_name(fullname)
         if now is None:
+            _refuse_lavis_names(fullname.removeprefix(PACKAGE), fullname)
             return None
         warnings.warn(f"{fullname} is now {now}", DeprecationWarning, stacklevel=2)
         return ModuleSpec(fullname, _Alias(now), is_package=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 
 import pytest
 
-from lavis_lite.moved import MOVED, new_name
+from lavis_lite.moved import MOVED, OF_LAVIS, new_name
 
 
 @pytest.mark.parametrize("old", MOVED)
@@ -37,3 +38,10 @@ def test_from_imports_of_old_names() -> None:
 def test_an_unknown_module_is_still_an_error() -> None:
     with pytest.raises(ModuleNotFoundError, match="lavis_lite.no_such_room"):
         importlib.import_module("lavis_lite.no_such_room")
+
+
+@pytest.mark.parametrize("name", OF_LAVIS)
+def test_a_module_of_lavis_is_refused_with_its_way(name: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match=f"`lavis.{name}`, can be imported after `import lavis_lite.compat"):
+        importlib.import_module(f"lavis_lite.{name}")
+    assert importlib.util.find_spec("lavis_lite.registry") is not None

@@ -161,6 +161,22 @@ def test_a_tensor_of_one_number_is_logged(tmp_path: Path) -> None:
     assert [row["scalar"] for row in read(tmp_path / "log.jsonl") if row.get("hook") == "careless"] == [0.5]
 
 
+@registry.register_hook("grad_norms")
+class GradNorms(Hook):
+    """The norm of all gradients, read from the weights."""
+
+    def after_step(self, run: RunContext, result: Any) -> None:
+        norms = [weight.grad.norm() for weight in run.model.parameters() if weight.grad is not None]
+        run.log_scalars("grad_norms", {"all": torch.stack(norms).norm()})
+
+
+def test_gradients_of_the_step_are_there_after_it(tmp_path: Path) -> None:
+    Toy(tmp_path, {"max_iters": 2, "hooks": {"grad_norms": {}}}).build().train()
+    rows = read(tmp_path / "log.jsonl")
+    seen = [row["all"] for row in rows if row.get("hook") == "grad_norms"]
+    assert seen == pytest.approx([row["grad_norm"] for row in rows if "grad_norm" in row], rel=1e-4) and len(seen) == 2
+
+
 # stopping -----------------------------------------------------------------------------------------------------------
 def test_a_stop_ends_the_run_as_its_last_step_does(tmp_path: Path) -> None:
     run = {"max_iters": 40, "valid_splits": ["val"], "test_splits": ["test"], "iters_per_inner_epoch": 40,

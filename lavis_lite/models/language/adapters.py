@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,20 +37,27 @@ def add_adapters(language_model: LanguageModel, lora: Lora) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = lora.target_modules or language_model.family.lora_targets
-    targets = list(targets) if isinstance(targets, (list, tuple)) else targets
+    if isinstance(targets, (list, tuple)):
+        targets = list(targets)
+        _refuse_unknown(targets, language_model.model)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none")
-    try:
-        inject_adapter_in_model(config, language_model.model, adapter_name=ADAPTER)
-    except ValueError as error:
-        layers = sorted({name.split(".")[-1] for name, module in language_model.model.named_modules()
-                         if isinstance(module, nn.Linear)})
-        raise ConfigError(f"model.lora.target_modules: {targets} names no layer of this language model; its linear "
-                          f"layers are called {', '.join(layers)}.") from error
+    inject_adapter_in_model(config, language_model.model, adapter_name=ADAPTER)
     for parameter in language_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     language_model.model.eval()
     language_model.train = functools.partial(train_adapters, language_model)  # type: ignore[assignment, method-assign]
+
+
+def _refuse_unknown(targets: Sequence[str], model: nn.Module) -> None:
+    """Refuse names without a layer; peft does so only if none of them has one."""
+    layers = [f".{name}" for name, module in model.named_modules()
+              if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.ndim == 2]
+    unknown = [target for target in targets if not any(layer.endswith(f".{target}") for layer in layers)]
+    if unknown:
+        known = sorted({layer.rpartition(".")[2] for layer in layers})
+        raise ConfigError(f"model.lora.target_modules: {unknown} names no layer of this language model; its layers "
+                          f"with a weight matrix are called {', '.join(known)}.")
 
 
 def train_adapters(model: nn.Module, mode: bool = True) -> nn.Module:

@@ -175,7 +175,7 @@ def test_values_out_of_range(change: dict[str, Any], words: str) -> None:
 
 def test_layers_that_are_not_there() -> None:
     with pytest.raises(ConfigError, match=r"target_modules: \['query'\] names no layer.*k_proj.*q_proj"):
-        adapted(lora=Lora(target_modules=["query"]))
+        adapted(lora=Lora(target_modules=["q_proj", "query"]))
 
 
 def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
