@@ -17,7 +17,7 @@ from lavis_lite import __version__
 from lavis_lite.errors import LavisLiteError, did_you_mean
 from lavis_lite.io import disk
 from lavis_lite.process import exits
-from lavis_lite.process.collector import imports_kept
+from lavis_lite.process.collector import begin_command, imports_kept
 from lavis_lite.process.launch import named_rank
 from lavis_lite.redaction import masked_output
 
@@ -101,6 +101,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
 
 def _module(name: str) -> ModuleType:
     """The module of a command."""
+    begin_command()
     with imports_kept():
         return importlib.import_module(f"lavis_lite.cli.{name.replace('-', '_')}")
 

@@ -13,6 +13,13 @@ from collections.abc import Iterator
 
 MANY = 100
 """modules from which on an import is worth it"""
+_is_command = False
+
+
+def begin_command() -> None:
+    """Say that this process runs a command, so that no objects of a user's program are in it."""
+    global _is_command
+    _is_command = True
 
 
 @contextlib.contextmanager
@@ -29,19 +36,15 @@ def collector_paused() -> Iterator[None]:
 
 @contextlib.contextmanager
 def imports_kept() -> Iterator[None]:
-    """Context manager for imports: the collector is paused inside, and leaves alone what is there at the end.
+    """Context manager for imports: the collector is paused inside; in a command it leaves their objects alone later.
 
-    So it does only where many modules were imported. What the program has made before is left alone too, and so never
-    freed if it is part of a circle. A model often is, so none may live by then. If the program itself has paused the
-    collector, nothing changes.
+    So it does only where many modules were imported. What was made before is left alone too, and so never freed if it
+    is part of a circle. In a user's program that could be anything, and in a command a model, so none may live by then.
     """
-    if not gc.isenabled():
-        yield
-        return
-    before = len(sys.modules)
+    before, gc_was_on = len(sys.modules), gc.isenabled()
     with collector_paused():
         yield
-        if len(sys.modules) - before >= MANY and not _model_lives():
+        if _is_command and gc_was_on and len(sys.modules) - before >= MANY and not _model_lives():
             gc.collect()  # garbage that stayed would hold the frames of callers, and what they have made by then
             gc.freeze()
 

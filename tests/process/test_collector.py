@@ -19,6 +19,7 @@ Imported = Callable[[int], int]
 def frozen_by(monkeypatch: pytest.MonkeyPatch) -> Imported:
     """How many objects are frozen by an import of so many modules."""
     monkeypatch.setattr(collector, "_model_lives", lambda: False)
+    monkeypatch.setattr(collector, "_is_command", True)
 
     def imported(modules: int) -> int:
         before = gc.get_freeze_count()
@@ -37,10 +38,16 @@ def test_many_modules_are_left_alone_and_few_are_not(frozen_by: Imported) -> Non
 
 def test_nothing_is_while_a_model_lives(frozen_by: Imported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    monkeypatch.setattr(collector, "_is_command", True)
     import torch
 
     model = torch.nn.Linear(1, 1)
     assert frozen_by(collector.MANY) == 0 and model.weight is not None
+
+
+def test_nothing_is_in_a_users_program(frozen_by: Imported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "_is_command", False)
+    assert frozen_by(collector.MANY) == 0 and gc.isenabled()
 
 
 def test_a_collector_that_the_program_paused_stays_paused(frozen_by: Imported) -> None:
