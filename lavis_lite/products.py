@@ -1,7 +1,8 @@
-"""Matrix products of linear layers: on a CPU with AVX-512 by oneDNN, elsewhere as torch computes them.
+"""Matrix products of linear layers: by oneDNN on AMD's CPUs with AVX-512, elsewhere as torch computes them.
 
-torch multiplies float32 matrices by MKL, which is half as fast on AMD's CPUs of this kind. Results are those of
-`F.linear` up to rounding. No weight is kept between two products, so that all of them may change.
+torch multiplies float32 matrices by MKL, which is half as fast on these CPUs. Results are those of `F.linear` up to
+rounding. No weight is kept between two products, so that all of them may change. On other machines this module changes
+nothing, not even the class of a layer.
 
 oneDNN makes a kernel of 0.4 MB for each size, and keeps 1,024 of them. Texts of random lengths would fill 1 GB. So
 both caches become smaller, unless the environment says how large they are.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,11 +26,15 @@ LEAST = 2**21
 Model = TypeVar("Model", bound=nn.Module)
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 """torch's operator for linear layers by oneDNN; None: torch was built without it"""
-IS_AVAILABLE = ONEDNN is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
+CPU = Path("/proc/cpuinfo")
+"""where Linux says who made the CPU"""
+IS_AVAILABLE = (ONEDNN is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
+                and CPU.exists() and "AuthenticAMD" in CPU.read_text())
 KEPT = 128
 """sizes of products for which kernels are kept"""
-for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and that of torch before it
-    os.environ.setdefault(_name, str(KEPT))
+if IS_AVAILABLE:
+    for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's before it
+        os.environ.setdefault(_name, str(KEPT))
 _is_plain = False
 
 
@@ -70,7 +76,7 @@ class Linear(nn.Linear):
 
 def replace_linears(model: Model) -> Model:
     """The model itself; its layers of torch's own class compute by this module, with the same weights and names."""
-    for module in model.modules():
+    for module in model.modules() if IS_AVAILABLE else ():
         if type(module) is nn.Linear:
             module.__class__ = Linear
     return model
