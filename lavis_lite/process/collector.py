@@ -11,6 +11,7 @@ import gc
 import sys
 from collections.abc import Iterator
 
+USUAL = 10  # Python's third threshold
 MANY = 100
 """modules from which on an import is worth it"""
 
@@ -32,10 +33,10 @@ def imports_kept() -> Iterator[None]:
     """Context manager for imports: the collector is paused inside, and leaves alone what is there at the end.
 
     So it does only where many modules were imported. What the program has made before is left alone too, and so never
-    freed if it is part of a circle. A model often is, so none may live by then. If the program itself has paused the
-    collector, nothing changes.
+    freed if it is part of a circle. A model often is, so none may live by then. If the program has settings of its
+    own for the collector, as the command line has, nothing changes.
     """
-    if not gc.isenabled():
+    if not gc.isenabled() or gc.get_threshold()[2] > USUAL:
         yield
         return
     before = len(sys.modules)
