@@ -24,7 +24,7 @@ from lavis_lite.errors import ConfigError, DataError, ErrorList, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.models.provenance import WeightSource
 from lavis_lite.models.vision.config import timm_repository
-from lavis_lite.process.collector import imports_kept
+from lavis_lite.process.collector import collector_paused
 from lavis_lite.redaction import reveal
 from lavis_lite.registry import registry
 from lavis_lite.torchvision_shim import ensure_transformers
@@ -301,7 +301,7 @@ def build_model(section: ModelConfig, log: Callable[[str], None] | None = None) 
     needs = required_weights(section)
     paths = fetch_all(needs, f"{section.arch}/{section.model_type}")
     local = section.replaced(**{key: str(path) for key, path in paths.items()})
-    with imports_kept():  # before anything is built; torch is imported only here
+    with collector_paused():  # torch is imported only here
         from lavis_lite.checkpoints.assembly import Assembly
 
         kind = registry.get_model_class(section.arch)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -17,8 +18,6 @@ from lavis_lite import __version__
 from lavis_lite.errors import LavisLiteError, did_you_mean
 from lavis_lite.io import disk
 from lavis_lite.process import exits
-from lavis_lite.process.collector import begin_command, imports_kept
-from lavis_lite.process.launch import named_rank
 from lavis_lite.redaction import masked_output
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -87,7 +86,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     with_traceback = TRACEBACK in arguments
     exits.report_to(None)
     exits.open_closed_streams()
-    with masked_output(), exits.stop_signals_raise():
+    with masked_output(), rare_full_collections(), exits.stop_signals_raise():
         try:
             exits.interrupts_raise()
             exits.need_working_folder()
@@ -99,11 +98,23 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
                 return _report(name, exits.cause_of(error), with_traceback)
 
 
+@contextlib.contextmanager
+def rare_full_collections() -> Iterator[None]:
+    """Context manager: inside it the garbage collector looks at old objects a tenth as often.
+
+    The imports of a model make a million objects that stay, and every look at them finds nothing.
+    """
+    youngest, middle, oldest = gc.get_threshold()
+    gc.set_threshold(youngest, middle, 10 * oldest)
+    try:
+        yield
+    finally:
+        gc.set_threshold(youngest, middle, oldest)
+
+
 def _module(name: str) -> ModuleType:
     """The module of a command."""
-    begin_command()
-    with imports_kept():
-        return importlib.import_module(f"lavis_lite.cli.{name.replace('-', '_')}")
+    return importlib.import_module(f"lavis_lite.cli.{name.replace('-', '_')}")
 
 
 def _report(name: str, error: BaseException, with_traceback: bool) -> int:
@@ -118,13 +129,16 @@ def _report(name: str, error: BaseException, with_traceback: bool) -> int:
         return exits.UNREAD
     code, message = _code_and_message(error)
     if not _reported_by_another(error):
-        _print_error(f"{f'[rank {named_rank()}] ' if named_rank() else ''}error: {message}")
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+        _print_error(f"{f'[rank {rank}] ' if rank else ''}error: {message}")
     return code
 
 
 def _code_and_message(error: BaseException) -> tuple[int, str]:
     if isinstance(error, LavisLiteError):
         return getattr(error, "exit_code", exits.USER_ERROR), str(error)
+    if isinstance(error, NotImplementedError) and " must define " in str(error):  # raised by the package's base classes
+        return exits.USER_ERROR, f"{error}; its base class says what that is."
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("lavis_lite"):
         return exits.USER_ERROR, (
             f"Python package {error.name!r} is not installed in this environment ({sys.prefix}). Install with "
@@ -134,7 +148,8 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
                                   else f"the output cannot be written: {error.strerror}.")
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and not _is_own(error.filename):
         return exits.USER_ERROR, f"{error.filename}: {error.strerror}. {TRACEBACK} shows which step needs this path."
-    return exits.UNEXPECTED, exits.describe_unexpected(error, int(named_rank() or 0))
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    return exits.UNEXPECTED, exits.describe_unexpected(error, rank)
 
 
 def _is_own(filename: object) -> bool:

@@ -231,7 +231,6 @@ def _flush(stream: TextIO) -> int:
 def _flush_files() -> None:
     """Flush all open files, texts before the bytes below them."""
     kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
-    gc.unfreeze()  # else those that `process.collector` leaves alone are not among the objects
     files = [item for item in gc.get_objects() if issubclass(type(item), kinds)]
     for file in sorted(files, key=lambda file: not isinstance(file, io.TextIOWrapper)):
         with contextlib.suppress(OSError, ValueError):  # it is closed, or lacks room; Python's teardown is silent too
