@@ -18,6 +18,7 @@ from lavis_lite import __version__
 from lavis_lite.errors import LavisLiteError, did_you_mean
 from lavis_lite.io import disk
 from lavis_lite.process import exits
+from lavis_lite.process.launch import named_rank
 from lavis_lite.redaction import masked_output
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -129,16 +130,13 @@ def _report(name: str, error: BaseException, with_traceback: bool) -> int:
         return exits.UNREAD
     code, message = _code_and_message(error)
     if not _reported_by_another(error):
-        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
-        _print_error(f"{f'[rank {rank}] ' if rank else ''}error: {message}")
+        _print_error(f"{f'[rank {named_rank()}] ' if named_rank() else ''}error: {message}")
     return code
 
 
 def _code_and_message(error: BaseException) -> tuple[int, str]:
     if isinstance(error, LavisLiteError):
         return getattr(error, "exit_code", exits.USER_ERROR), str(error)
-    if isinstance(error, NotImplementedError) and " must define " in str(error):  # raised by the package's base classes
-        return exits.USER_ERROR, f"{error}; its base class says what that is."
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("lavis_lite"):
         return exits.USER_ERROR, (
             f"Python package {error.name!r} is not installed in this environment ({sys.prefix}). Install with "
@@ -148,8 +146,7 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
                                   else f"the output cannot be written: {error.strerror}.")
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and not _is_own(error.filename):
         return exits.USER_ERROR, f"{error.filename}: {error.strerror}. {TRACEBACK} shows which step needs this path."
-    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-    return exits.UNEXPECTED, exits.describe_unexpected(error, rank)
+    return exits.UNEXPECTED, exits.describe_unexpected(error, int(named_rank() or 0))
 
 
 def _is_own(filename: object) -> bool:
