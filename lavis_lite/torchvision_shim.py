@@ -42,13 +42,6 @@ def ensure_torchvision() -> None:
         importlib.import_module("torchvision")
 
 
-def ensure_transformers() -> None:
-    """Import what all language models need of transformers."""
-    ensure_torchvision()  # it imports that
-    importlib.import_module("transformers.models.auto.modeling_auto")
-    importlib.import_module("transformers.generation.utils")
-
-
 def operators_load() -> bool:
     """Whether the installed torchvision's compiled operators can be loaded beside this torch.
 

@@ -18,7 +18,7 @@ LATE = "import sys\nfrom lavis_lite.torchvision_shim import import_late\nimport_
 LOADED = "'torch._dynamo.eval_frame' in sys.modules"
 OTHER_ROOMS = ("datasets", "tasks", "metrics", "report", "evaluation", "runners", "runs", "tracking", "mini_world",
                "preflight", "engine")
-MOST_MODULES = 71
+MOST_MODULES = 70
 """own modules that loading a mini model imports, packages counted"""
 
 
@@ -31,11 +31,6 @@ optimizer = torch.optim.AdamW(model.parameters())
 model.generate({"image": torch.zeros(1, 3, 64, 64)}, max_length=2)
 optimizer.step(); optimizer.zero_grad(); optimizer.state_dict()
 used = """ + LOADED + """
-import gc, weakref
-frozen, gone = gc.get_freeze_count(), weakref.ref(model.language_model.model)
-del model, optimizer
-gc.collect()
-kept = {"objects": frozen, "model": gone() is not None}
 
 import transformers
 opt, names = transformers.OPTConfig, [type(sys.modules["transformers.models"]).__name__]
@@ -73,7 +68,7 @@ from torch._dynamo.utils import counters
 assert torch._dynamo is sys.modules["torch._dynamo"] and torch._dynamo.utils.counters is counters
 kind = type(torch._dynamo).__name__
 import json
-print(json.dumps({"rooms": rooms, "used": used, "names": names, "traced": traced, "kind": kind, "kept": kept}))"""
+print(json.dumps({"rooms": rooms, "used": used, "names": names, "traced": traced, "kind": kind}))"""
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +99,6 @@ def test_a_mini_model_loads_without_the_rooms_of_training(answers: dict[str, Any
     assert [name for name in names if name.split(".")[1:2] and name.split(".")[1] in OTHER_ROOMS] == []
     assert len(names) <= MOST_MODULES, sorted(names)
 
-
-def test_imported_modules_are_left_alone_by_the_collector_and_models_are_not(answers: dict[str, Any]) -> None:
-    assert answers["kept"]["objects"] > 200_000 and answers["kept"]["model"] is False
 
 
 def test_one_that_is_imported_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lavis_lite.checkpoints.folders import check_folder
+from lavis_lite.checkpoints.reading import check_folder
 from lavis_lite.checkpoints.weights import one_at_a_time
 from lavis_lite.errors import ConfigError
 from lavis_lite.finite import check_finite

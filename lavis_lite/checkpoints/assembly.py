@@ -11,12 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from lavis_lite.checkpoints.folders import check_folder
 from lavis_lite.checkpoints.formats.key_maps import LANGUAGE_MODEL
 from lavis_lite.checkpoints.formats.vision import load_vision_weights
 from lavis_lite.checkpoints.load import LoadReport, fit_state, frozen_tensors, load_checkpoint, refuse_other_settings
 from lavis_lite.checkpoints.manifest import CHECKPOINTS, CONFIG, hash_of, source_of, stored_record
-from lavis_lite.checkpoints.reading import Content, read_content, read_extra
+from lavis_lite.checkpoints.reading import Content, check_folder, read_content, read_extra
 from lavis_lite.config.layers import read_yaml
 from lavis_lite.config.schema import ModelConfig, NamesLanguageModel
 from lavis_lite.errors import CheckpointError, counted, listed

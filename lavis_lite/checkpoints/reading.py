@@ -8,7 +8,7 @@ those are found and taken off.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from torch import Tensor
 from lavis_lite.checkpoints import manifest
 from lavis_lite.checkpoints.formats.key_maps import same_values
 from lavis_lite.checkpoints.manifest import INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
-from lavis_lite.errors import CheckpointError
+from lavis_lite.errors import CheckpointError, listed
+from lavis_lite.finite import check_weights
 
 ADAPTERS_ALONE = ("LoRA adapters alone, in peft's format; load the run's checkpoint that they were saved from, or "
                   "merge them with peft's merge_and_unload()")
@@ -42,6 +43,8 @@ activation checkpointing, Fabric"""
 DEEPEST = 8
 """dictionaries within each other that are looked through"""
 SHOWN = 5
+PARAMETERS = (".weight", ".bias", ".gamma", ".beta")
+"""how names end of what must be real numbers; positions and counters are rightly integers"""
 
 
 @dataclass
@@ -356,3 +359,41 @@ def _neighbours(path: Path) -> str:
     found = sorted(item.name for item in path.parent.iterdir()
                    if item.is_dir() or item.suffix in (".safetensors", *TORCH_SUFFIXES))
     return f"; that folder has {', '.join(found[:8])}" if found else "; that folder has no checkpoints"
+
+
+def check_folder(folder: str | Path, key: str, finite: bool = False) -> None:
+    """Refuse a folder of transformers' format with weights that transformers would spoil silently.
+
+    It casts integers, which mean nothing without their scales. Quantising to 4 bits, it makes numbers of NaN.
+
+    Args:
+        folder: or a name on the hub, which is not looked at.
+        key: of the configuration that names it, for the message.
+        finite: read the values too, and refuse NaN and infinity; else only the heads of the files are read.
+
+    Raises:
+        CheckpointError: names some of the tensors.
+    """
+    integers = []
+    for file in manifest.weight_files(Path(folder).expanduser()):
+        for name, tensor in _each_tensor(file, finite):
+            if not tensor.is_floating_point() and name.endswith(PARAMETERS):
+                integers.append(f"{name} ({str(tensor.dtype).removeprefix('torch.')})")
+            elif finite:
+                check_weights({name: tensor}, f"{key}: {file}")
+    if integers:
+        raise CheckpointError(
+            f"{key}: {folder} stores {len(integers)} weights as integers: {listed(integers, SHOWN)}. They "
+            "are quantised, and config.json does not say how. Give the folder of the model that they were made of, or turn "
+            "them back before they are saved (transformers: model.dequantize()).")
+
+
+def _each_tensor(file: Path, values: bool) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) one by one; without `values` a tensor may have one value only."""
+    if file.suffix != ".safetensors":
+        yield from read_content(file).tensors.items()  # mapped into memory: what is not looked at is not read
+        return
+    with manifest.reading_safetensors(file), safe_open(file, "pt") as content:
+        for name in content.keys():
+            head = content.get_slice(name)
+            yield name, content.get_tensor(name) if values else head[(slice(1),) * len(head.get_shape())]

@@ -24,10 +24,8 @@ from lavis_lite.errors import ConfigError, DataError, ErrorList, did_you_mean
 from lavis_lite.io import files
 from lavis_lite.models.provenance import WeightSource
 from lavis_lite.models.vision.config import timm_repository
-from lavis_lite.process.collector import collector_paused
 from lavis_lite.redaction import reveal
 from lavis_lite.registry import registry
-from lavis_lite.torchvision_shim import ensure_transformers
 
 if TYPE_CHECKING:
     from lavis_lite.io import hub
@@ -296,18 +294,14 @@ def build_model(section: ModelConfig, log: Callable[[str], None] | None = None) 
         RegistryError, DataError: an unknown arch; something is not here.
         CheckpointError: a file does not fit, holds NaN or infinity, or nothing supplies a frozen tensor.
     """
+    from lavis_lite.checkpoints.assembly import Assembly  # imports torch; names are looked up without it
+
     if isinstance(section, HoldsLanguageModel):
         section.setup().check(section.llm_args is None)  # before anything is downloaded
     needs = required_weights(section)
     paths = fetch_all(needs, f"{section.arch}/{section.model_type}")
     local = section.replaced(**{key: str(path) for key, path in paths.items()})
-    with collector_paused():  # torch is imported only here
-        from lavis_lite.checkpoints.assembly import Assembly
-
-        kind = registry.get_model_class(section.arch)
-        if isinstance(section, HoldsLanguageModel):
-            ensure_transformers()
-    model = kind.from_config(local)
+    model = registry.get_model_class(section.arch).from_config(local)
     names = {need.key: need.value for need in needs}
     assembly = Assembly(model, local, names, checkpoints_of(local), locate_source, log or (lambda line: None))
     assembly.load_backbones()

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import chain
 from types import MappingProxyType
@@ -94,9 +95,33 @@ def freeze(module: nn.Module) -> nn.Module:
     module.requires_grad_(False)
     module.eval()
     module.stays_frozen = True  # type: ignore[assignment]
-    # a partial, not a lambda: copies and pickles of the module then refer to the copy
-    module.train = functools.partial(_stay_in_eval, module)  # type: ignore[method-assign]
+    module.train = MethodOf(module, _stay_in_eval)  # type: ignore[method-assign]
     return module
+
+
+class MethodOf:
+    """A method of one module, set as its attribute. Copies and pickles of the module get their own.
+
+    It does not keep the module alive. A bound method would: memory would stay in use until Python looks for
+    circles.
+
+    Args:
+        module: gets the method.
+        function: called with the module and the arguments.
+    """
+
+    def __init__(self, module: nn.Module, function: Callable[..., nn.Module]) -> None:
+        self._module, self._function = weakref.ref(module), function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The function's result."""
+        module = self._module()
+        assert module is not None, "the module is gone"
+        return self._function(module, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What copies and pickles make it of: the module's copy."""
+        return MethodOf, (self._module(), self._function)
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:

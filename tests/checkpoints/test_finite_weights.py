@@ -17,7 +17,7 @@ from torch import Tensor
 from lavis_lite.checkpoints import load_vision_weights
 from lavis_lite.checkpoints.assembly import Assembly
 from lavis_lite.checkpoints.convert import convert
-from lavis_lite.checkpoints.folders import check_folder
+from lavis_lite.checkpoints.reading import check_folder
 from lavis_lite.checkpoints.weights import assets, build_model
 from lavis_lite.errors import CheckpointError, ConfigError
 from lavis_lite.finite import is_finite, non_finite, non_finite_fused

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_lite.checkpoints import load_state
+from lavis_lite.datasets.annotations.rows import collector_paused
 from lavis_lite.models.base import BaseModel, freeze
 from lavis_lite.models.blip2.llm import OPT, T5, Blip2LLM
 from lavis_lite.models.vision.encoder import VisionEncoder
@@ -154,3 +158,13 @@ def test_videos_and_what_an_encoder_learns_from_stay() -> None:
     assert model.encode_ahead(video) is video and model.encode_ahead(none) is none
     assert tiny_model(freeze_vit=False).encode_ahead(images_) is images_
     assert BaseModel().encode_ahead(images_) is images_
+
+
+def test_a_model_is_freed_when_nobody_has_it() -> None:
+    model = copy.deepcopy(whole())
+    parts = [weakref.ref(part) for part in (model, model.vision_encoder[0], model.language_model)]
+    again = pickle.loads(pickle.dumps(model.vision_encoder[0]))
+    assert again.train() is again and not again.training and model.vision_encoder[0].train() is model.vision_encoder[0]
+    with collector_paused():
+        del model
+        assert [part() for part in parts] == [None, None, None]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_lite.checkpoints.folders import check_folder
 from lavis_lite.checkpoints.formats.key_maps import QFORMER_MAP
 from lavis_lite.checkpoints.load import in_model_dtype
+from lavis_lite.checkpoints.reading import check_folder
 from lavis_lite.errors import CheckpointError
 from lavis_lite.finite import check_weights
 from lavis_lite.models.qformer.model import QFormer

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lavis_lite.checkpoints.folders import check_folder
 from lavis_lite.checkpoints.manifest import source_of
+from lavis_lite.checkpoints.reading import check_folder
 from lavis_lite.checkpoints.weights import WeightFile
 from lavis_lite.compat.lavis.base_model import BaseModel
 from lavis_lite.compat.lavis.blip2 import Blip2Base

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import itertools
 import operator
@@ -31,7 +33,6 @@ from lavis_lite.datasets.annotations.text_files import AUTO
 from lavis_lite.datasets.files.locate import file_state, is_columnar
 from lavis_lite.errors import DataError, did_you_mean
 from lavis_lite.io.files import cache_root
-from lavis_lite.process.collector import collector_paused
 
 __all__ = ["MOST_CHARACTERS", "Field", "Row", "RowErrors", "RowTable", "checked", "checked_row", "describe",
            "file_name", "identifier", "read_table", "text", "texts", "with_references"]
@@ -178,12 +179,24 @@ def cached_table(files: Sequence[Path], made_from: str | None,
     if held is not None:
         return held
     errors = RowErrors()
-    with collector_paused():  # rows of JSON have no circles, and it would look often
+    with collector_paused():
         table = RowTable(rows(errors), files, kinds)
     errors.stop_if_any()
     if not len(table):
         raise DataError(f"{', '.join(map(str, files))}: no rows{which}.")
     return _put_in_cache(table, path, made_of)
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Context manager: inside it Python does not look for garbage. Rows of JSON have no circles, and it looks often."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _cache_entry(files: Sequence[Path], made_from: str | None) -> tuple[Path | None, str]:

@@ -6,7 +6,6 @@ part of a language model that a checkpoint keeps.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lavis_lite.errors import CheckpointError, ConfigError
+from lavis_lite.models.base import MethodOf
 from lavis_lite.models.language.families import Lora
 from lavis_lite.torchvision_shim import ensure_torchvision
 
@@ -46,7 +46,7 @@ def add_adapters(language_model: LanguageModel, lora: Lora) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     language_model.model.eval()
-    language_model.train = functools.partial(train_adapters, language_model)  # type: ignore[assignment, method-assign]
+    language_model.train = MethodOf(language_model, train_adapters)  # type: ignore[assignment, method-assign]
 
 
 def _refuse_unknown(targets: Sequence[str], model: nn.Module) -> None:

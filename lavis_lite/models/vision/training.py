@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from lavis_lite.errors import ConfigError
@@ -36,7 +35,7 @@ def add_adapters(vit: Any) -> None:
     from peft import LoraConfig, inject_adapter_in_model
     from torch import nn
 
-    from lavis_lite.models.base import freeze
+    from lavis_lite.models.base import MethodOf, freeze
     from lavis_lite.models.language.adapters import ADAPTER, train_adapters
 
     fused = getattr(vit.blocks[0].attn, "q_bias", None) is not None
@@ -47,4 +46,4 @@ def add_adapters(vit: Any) -> None:
     inject_adapter_in_model(LoraConfig(r=given.r, lora_alpha=given.alpha, lora_dropout=given.dropout, bias="none",
                                        target_modules=layers), vit, adapter_name=ADAPTER)
     vit.eval()
-    vit.train = functools.partial(train_adapters, vit)
+    vit.train = MethodOf(vit, train_adapters)
