@@ -383,8 +383,8 @@ def check_folder(folder: str | Path, key: str, finite: bool = False) -> None:
                 check_weights({name: tensor}, f"{key}: {file}")
     if integers:
         raise CheckpointError(
-            f"{key}: {folder} stores {len(integers)} weights as integers: {listed(integers, SHOWN)}. They "
-            "are quantised, and config.json does not say how. Give the folder of the model that they were made of, or turn "
+            f"{key}: {folder} stores {len(integers)} weights as integers: {listed(integers, SHOWN)}. They are "
+            "quantised, and config.json does not say how. Give the folder of the model that they were made of, or turn "
             "them back before they are saved (transformers: model.dequantize()).")
 
 
