@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
@@ -95,6 +96,14 @@ class DivergedError(LavisLiteError):
     same_on_all_ranks = True
 
 
+class Asked(IntEnum):
+    """What hooks ask of the run; the end includes a checkpoint."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2
+
+
 class Vote(NamedTuple):
     """What all ranks know of a 0-based step."""
 
@@ -103,12 +112,12 @@ class Vote(NamedTuple):
     """loss or gradient was not finite on some rank"""
     exit_code: int
     """of a signal that asks to leave; 0: none"""
-    stop: bool
-    """a hook of some rank asks for the end of the run"""
+    asked: Asked
+    """the most that a hook of some rank asks for"""
 
 
 class Votes:
-    """Per step, the maximum over ranks of (step was not finite, exit code of a signal, a hook asks to stop).
+    """Per step, the maximum over ranks of (step was not finite, exit code of a signal, what a hook asks).
 
     On a GPU a vote is read one step late, when it is there already, so that the host never waits for the device. All
     ranks read the same votes in the same step, so they act in unison.
@@ -118,10 +127,10 @@ class Votes:
         self.lag = 1 if device.type == "cuda" else 0
         self._pending: list[tuple[int, Tensor, Any]] = []
 
-    def cast(self, step: int, bad: Tensor, exit_code: int, stop: bool = False) -> Tensor:
+    def cast(self, step: int, bad: Tensor, exit_code: int, asked: Asked = Asked.NOTHING) -> Tensor:
         """Vote; the result, float[3], is on the device already when the update needs it."""
         vote = torch.stack([bad.float(), *(torch.full_like(bad, value, dtype=torch.float32)
-                                           for value in (exit_code, stop))])
+                                           for value in (exit_code, asked))])
         if distributed.world_size() > 1:
             dist.all_reduce(vote, dist.ReduceOp.MAX)
         event = None
@@ -141,8 +150,8 @@ class Votes:
             step, host, event = self._pending.pop(0)
             if event is not None:
                 event.synchronize()
-            bad, exit_code, stop = host.tolist()
-            due.append(Vote(step, bad > 0, int(exit_code), stop > 0))
+            bad, exit_code, asked = host.tolist()
+            due.append(Vote(step, bad > 0, int(exit_code), Asked(int(asked))))
         return due
 
 

@@ -29,6 +29,7 @@ from lavis_lite.process.launch import Launch
 from lavis_lite.registry import registry
 from lavis_lite.runners import checkpointing, resume, schedules
 from lavis_lite.runners.hooks.base import Hooks, RunContext, build_hooks
+from lavis_lite.runners.outcome import Asked
 from lavis_lite.runners.placement import eagerly, prepare_for_training, whole_blocks
 from lavis_lite.runners.ranks import Ahead
 from lavis_lite.runners.schedules import TrainSchedule
@@ -83,6 +84,7 @@ class Runner:
         self.validated_step = self.saved_step = 0
         self.best: dict[str, Any] | None = None
         self._testing = False
+        self._save_reason = ""
         self._train_state: TrainState | None = None
 
     def train_schedule(self, steps_per_epoch: int) -> TrainSchedule:
@@ -243,8 +245,7 @@ class Runner:
         train.speed.lap()
         while self.step < self.context.last_step:
             self.hooks.before_step()
-            result = train.train_step.run(self.step, micro, lambda: self.watch.code, bool(self.context.stop_reason),
-                                          batches)
+            result = train.train_step.run(self.step, micro, lambda: self.watch.code, self._asked(), batches)
             self.step += 1
             train.speed.steps += 1
             with eagerly(self.run):  # a hook may write texts
@@ -253,11 +254,11 @@ class Runner:
             verdict = train.train_step.agree(flush=due or self.step == self.context.last_step)
             if verdict.exit_code:
                 self._leave(verdict.exit_code)
-            if verdict.stop:
+            if verdict.asked is Asked.STOP:
                 self._end_here()
             with train.speed.paused():
                 self._validate_if_due()
-                if self._saves() and self.saved_step != self.step:
+                if (self._saves() or self._is_asked_to_save(verdict.asked)) and self.saved_step != self.step:
                     self._save()
             with train.speed.waiting():
                 micro = self._next_step(batches)
@@ -282,6 +283,22 @@ class Runner:
             self.context.last_step = self.step
             reasons = distributed.all_gather_object(self.context.stop_reason)
             self.tracker.log(f"step {self.step}  {next(filter(None, reasons), 'a hook')}; the run ends here")
+
+    def _asked(self) -> Asked:
+        """What the hooks of this rank ask for. A checkpoint is asked for once."""
+        context = self.context
+        if not context.save_reason:
+            return Asked.STOP if context.stop_reason else Asked.NOTHING
+        self._save_reason, context.save_reason = context.save_reason, ""
+        return Asked.STOP if context.stop_reason else Asked.SAVE
+
+    def _is_asked_to_save(self, asked: Asked) -> bool:
+        """Whether a hook of some rank asked for a checkpoint; then the log says why. All ranks call it together."""
+        if asked is Asked.SAVE:
+            reasons = distributed.all_gather_object(self._save_reason)
+            self._save_reason = ""
+            self.tracker.log(f"step {self.step}  checkpoint: {next(filter(None, reasons), 'a hook')}")
+        return asked is Asked.SAVE
 
     def _leave(self, code: int) -> NoReturn:
         """Save, unless the weights in the model are those of the test already, and go."""

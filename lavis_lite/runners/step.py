@@ -23,7 +23,7 @@ from lavis_lite.device import Precision, seed_position, to_device
 from lavis_lite.errors import CheckpointError, ContractError
 from lavis_lite.models.plain_text import uncounted
 from lavis_lite.runners import optim
-from lavis_lite.runners.outcome import PATIENCE, DivergedError, LossMeter, SkipCounter, Votes
+from lavis_lite.runners.outcome import PATIENCE, Asked, DivergedError, LossMeter, SkipCounter, Votes
 from lavis_lite.runners.ranks import Ahead, during_exchange
 from lavis_lite.runners.schedules import LRSchedule
 
@@ -56,8 +56,8 @@ class Verdict(NamedTuple):
     """0-based steps that changed nothing"""
     exit_code: int
     """to leave with; 0: none"""
-    stop: bool
-    """the run ends here, as a hook requested"""
+    asked: Asked
+    """what a hook of some rank requested"""
 
 
 class TrainStep:
@@ -117,7 +117,7 @@ class TrainStep:
                 buffer.copy_(buffers[name])
 
     def run(self, step: int, micro_batches: Sequence[dict[str, Any]], exit_code: Callable[[], int] = lambda: 0,
-            stop: bool = False, ahead: Ahead | None = None) -> StepResult:
+            asked: Asked = Asked.NOTHING, ahead: Ahead | None = None) -> StepResult:
         """Do the 0-based step `step`.
 
         Where loss or gradients are not finite on any rank, every rank leaves weights and moments as they are.
@@ -126,7 +126,7 @@ class TrainStep:
             step: its number.
             micro_batches: `accum_grad_iters` batches of this rank.
             exit_code: of a pending signal on this rank; 0: no signal. Called as late as ranks can agree.
-            stop: whether a hook on this rank asks for the end of the run.
+            asked: what hooks on this rank ask for.
             ahead: the coming micro-batches. If the next one was fetched, frozen parts see its images while ranks
                 exchange gradients.
 
@@ -141,7 +141,7 @@ class TrainStep:
         self.scaler.unscale_(self.optimizer)
         norm = optim.gradient_norm(self.parameters, self.cfg.max_grad_norm)
         bad = ~(torch.isfinite(losses["loss"]) & torch.isfinite(norm))
-        vote = self._votes.cast(step, bad, exit_code(), stop)
+        vote = self._votes.cast(step, bad, exit_code(), asked)
         self._update(vote[0])
         self.losses.add({**losses, "grad_norm": norm}, vote[0])
         return StepResult(step, lr, losses, norm)
@@ -245,7 +245,7 @@ class TrainStep:
                 self.on_skip(vote.step, [float(loss) for loss in losses])
                 self._skips.check(vote.step)
         return Verdict([vote.step for vote in votes if vote.bad], max((vote.exit_code for vote in votes), default=0),
-                       any(vote.stop for vote in votes))
+                       max((vote.asked for vote in votes), default=Asked.NOTHING))
 
     def state(self) -> dict[str, Any]:
         """Plain containers and tensors for a checkpoint; called by all ranks together."""

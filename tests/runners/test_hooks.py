@@ -31,8 +31,9 @@ CALLS: list[str] = []
 class Recorder(Hook):
     """Writes down what is called, and counts its steps."""
 
-    def __init__(self, stop_at: int = 0, fail_at: int = 0, only_rank: int = 0) -> None:
+    def __init__(self, stop_at: int = 0, fail_at: int = 0, only_rank: int = 0, save_at: int = 0) -> None:
         self.stop_at, self.fail_at, self.only_rank, self.count = stop_at, fail_at, only_rank, 0
+        self.save_at = save_at
 
     def on_start(self, run: RunContext) -> None:
         CALLS.append(f"start {run.step} of {run.last_step}")
@@ -47,6 +48,8 @@ class Recorder(Hook):
             raise RuntimeError("a hook fails")
         if run.step == self.stop_at and distributed.rank() == self.only_rank:
             run.stop("enough")
+        if run.step == self.save_at and distributed.rank() == self.only_rank:
+            run.save("worth keeping")
 
     @contextlib.contextmanager
     def during_evaluation(self, run: RunContext) -> Iterator[None]:
@@ -189,7 +192,22 @@ def test_a_stop_ends_the_run_as_its_last_step_does(tmp_path: Path) -> None:
     assert len(read(tmp_path / "log.jsonl")) == 6 + 2
 
 
-def on_two_ranks(folder: str) -> tuple[int, int]:
+def test_a_checkpoint_that_a_hook_asks_for_is_saved_once_and_resumes(tmp_path: Path) -> None:
+    run = {"max_iters": 9, "hooks": {"recorder": {"save_at": 5}}}
+    whole = Toy(tmp_path / "whole", run).build()
+    lines: list[str] = []
+    whole.tracker.log = lines.append  # type: ignore[method-assign]
+    whole.train()
+    assert [call for call in CALLS if call.startswith("save")] == ["save 6", "save 9"], "known with the next step"
+    assert [line for line in lines if "checkpoint:" in line] == ["step 6  checkpoint: worth keeping"]
+    again = Toy(tmp_path / "again", run).build()
+    again.resume(whole.store.path(6))
+    again.train()
+    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def on_two_ranks(folder: str) -> tuple[int, int, list[int]]:
     run = {"max_iters": 40, "hooks": {"recorder": {"stop_at": 3, "only_rank": 1}}}
     runner = Toy(Path(folder), run).build()
     runner.train()
@@ -197,11 +215,13 @@ def on_two_ranks(folder: str) -> tuple[int, int]:
                "hooks": {"early_stop": {"patience": 1, "metric": "rows", "min_delta": 1.0}}}
     second = Toy(Path(folder) / "second", stopped).build()
     second.train()
-    return runner.step, second.step
+    third = Toy(Path(folder) / "third", {"max_iters": 6, "hooks": {"recorder": {"save_at": 3, "only_rank": 1}}}).build()
+    third.train()
+    return runner.step, second.step, [step for step in range(7) if third.store.path(step).is_dir()]
 
 
-def test_ranks_stop_together_even_if_one_alone_asks(tmp_path: Path) -> None:
-    assert run_processes(on_two_ranks, 2, str(tmp_path)) == [[4, 8], [4, 8]]
+def test_ranks_stop_and_save_together_even_if_one_alone_asks(tmp_path: Path) -> None:
+    assert run_processes(on_two_ranks, 2, str(tmp_path)) == [[4, 8, [4, 6]]] * 2
 
 
 # names and arguments ------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class RunContext:
         last_step: the step that the run ends with; a stop moves it forward.
         resumed: whether the run continues from a checkpoint.
         stop_reason: why a hook wants the run to end; "": no hook does.
+        save_reason: why a hook wants a checkpoint; "": no hook does.
     """
 
     config: Config
@@ -60,6 +61,7 @@ class RunContext:
     last_step: int = 0
     resumed: bool = False
     stop_reason: str = ""
+    save_reason: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -85,6 +87,13 @@ class RunContext:
         That is at once after a validation, else with the next step (on a GPU the one after it).
         """
         self.stop_reason = self.stop_reason or reason
+
+    def save(self, reason: str) -> None:
+        """Ask for a checkpoint. It is saved after the next step (on a GPU the one after it), when all ranks know of it.
+
+        It counts among `run.keep_checkpoints`, as any other.
+        """
+        self.save_reason = self.save_reason or reason
 
 
 class Hook:
