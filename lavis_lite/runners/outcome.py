@@ -113,7 +113,7 @@ class Vote(NamedTuple):
     exit_code: int
     """of a signal that asks to leave; 0: none"""
     asked: Asked
-    """the most that a hook of some rank asks for"""
+    """the largest request of any rank's hooks"""
 
 
 class Votes:

@@ -285,7 +285,7 @@ class Runner:
             self.tracker.log(f"step {self.step}  {next(filter(None, reasons), 'a hook')}; the run ends here")
 
     def _asked(self) -> Asked:
-        """What the hooks of this rank ask for. A checkpoint is asked for once."""
+        """What the hooks of this rank request; a request for a checkpoint counts once."""
         context = self.context
         if not context.save_reason:
             return Asked.STOP if context.stop_reason else Asked.NOTHING
@@ -293,7 +293,7 @@ class Runner:
         return Asked.STOP if context.stop_reason else Asked.SAVE
 
     def _is_asked_to_save(self, asked: Asked) -> bool:
-        """Whether a hook of some rank asked for a checkpoint; then the log says why. All ranks call it together."""
+        """Whether a hook of some rank requested a checkpoint; then the log says why. All ranks call it together."""
         if asked is Asked.SAVE:
             reasons = distributed.all_gather_object(self._save_reason)
             self._save_reason = ""

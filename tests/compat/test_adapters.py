@@ -306,6 +306,32 @@ def test_rates_of_a_project_s_own_schedule() -> None:
     assert [rate(step_lr_schedule, epoch, 1.0, 0.3, 0.5) for epoch in (0, 1, 2)] == [1.0, 0.5, 0.3]
 
 
+@pytest.mark.parametrize("name, later", [("linear_warmup_cosine_lr", 0.6), ("linear_warmup_step_lr", 0.25),
+                                         ("constant_lr", 1.0)])
+def test_the_packages_schedules_are_made_by_hand_as_in_lavis(name: str, later: float) -> None:
+    from lavis.common import optims
+    from lavis.common.registry import registry
+
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
+    kind = registry.get_lr_scheduler_class(name)
+    schedule = kind(optimizer=optimizer, max_epoch=4, min_lr=0.2, init_lr=1.0, decay_rate=0.5, warmup_start_lr=0.5,
+                    warmup_steps=10)
+    found = []
+    for epoch, step in ((0, 0), (0, 5), (0, 20), (2, 3)):
+        schedule.step(cur_epoch=epoch, cur_step=step)
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx([0.5, 0.75, 1.0, later]) and kind is getattr(optims, kind.__name__)
+
+    class Halved(kind):  # type: ignore[misc, valid-type]
+        def step(self, cur_epoch: int, cur_step: int = 0) -> None:
+            super().step(cur_epoch, cur_step)
+            self.optimizer.param_groups[0]["lr"] /= 2
+
+    run = RunConfig(max_epoch=4, init_lr=1.0, min_lr=0.2, warmup_lr=0.5, warmup_steps=10, lr_decay_rate=0.5)
+    rates = adapted_schedule(Halved).from_run(run, 400, 100)
+    assert [rates.lr_at(step) for step in (0, 5, 20, 203)] == pytest.approx([value / 2 for value in found])
+
+
 def test_captions_as_pairs_and_as_answers_to_instructions(tmp_path: Path) -> None:
     from lavis.datasets.datasets.caption_datasets import CaptionInstructDataset
     from lavis.datasets.datasets.image_text_pair_datasets import ImageTextPairDataset, ImageTextPairInstructDataset

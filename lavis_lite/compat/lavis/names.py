@@ -42,11 +42,7 @@ _DATA_UTILS = {
     **_all(".utils", "load_video", "extract_archive", "MAX_INT"),
 }
 _REGISTRY = {"registry": ".registry:registry"}
-_SCHEDULES = {
-    "LinearWarmupCosineLRScheduler": "lavis_lite.runners.schedules:LinearWarmupCosine",
-    "LinearWarmupStepLRScheduler": "lavis_lite.runners.schedules:LinearWarmupStep",
-    "ConstantLRScheduler": "lavis_lite.runners.schedules:Constant",
-}
+_SCHEDULES = _all(".runners", "LinearWarmupCosineLRScheduler", "LinearWarmupStepLRScheduler", "ConstantLRScheduler")
 _DATASETS = {**_all(".datasets", "BaseDataset", "ConcatDataset")}
 
 MODULES: dict[str, dict[str, str]] = {

@@ -103,7 +103,6 @@ class LavisRegistry:
         return self._written.get(kind, {}).get(name) or getattr(core, kind).get(name)
 
     get_task_class = partialmethod(_find, "task")
-    get_lr_scheduler_class = partialmethod(_find, "lr_scheduler")
 
     def get_builder_class(self, name: str) -> Any:
         """The builder of that name, for a data set of the package too; in a run its data sets are those of the run."""
@@ -121,6 +120,11 @@ class LavisRegistry:
         """The processor class of that name, with LAVIS' `from_config`."""
         found = None if name == INSTRUCTION else self._find("processor", name)
         return found if hasattr(found, "from_config") else _adapter_of("processors:of_core")(name)
+
+    def get_lr_scheduler_class(self, name: str) -> Any:
+        """The schedule class of that name, with LAVIS' constructor if it is one of the package's."""
+        own = self._written.get("lr_scheduler", {}).get(name) or core.get_lr_scheduler_class(name)
+        return own if core.lr_scheduler.is_own(name) else _adapter_of("runners:SCHEDULES")[name]
 
     def get_runner_class(self, name: str) -> Any:
         """The runner class of that name, with LAVIS' constructor if it is one of the package's."""

@@ -187,3 +187,49 @@ def warmup_lr_schedule(optimizer: Any, step: int, max_step: int, init_lr: float,
 def step_lr_schedule(optimizer: Any, epoch: int, init_lr: float, min_lr: float, decay_rate: float) -> None:
     """Set the rate of an epoch, `init_lr` times `decay_rate` per epoch, at least `min_lr`."""
     _set_rate(optimizer, max(min_lr, init_lr * decay_rate ** epoch))
+
+
+class ConstantLRScheduler:
+    """LAVIS' base of schedules that set the rate of an optimizer, for loops of one's own and for subclasses.
+
+    They warm up within epoch 0 and change once an epoch, as in LAVIS. Runs use `lavis_lite.runners.schedules`, which go
+    by the step.
+    """
+
+    def __init__(self, optimizer: Any, init_lr: float, warmup_start_lr: float = -1, warmup_steps: int = 0,
+                 max_epoch: int = 1, min_lr: float = 0.0, decay_rate: float = 1.0, **others: Any) -> None:
+        self.optimizer, self.max_epoch, self.min_lr, self.init_lr = optimizer, max_epoch, min_lr, init_lr
+        self.decay_rate, self.warmup_steps = decay_rate, warmup_steps
+        self.warmup_start_lr = warmup_start_lr if warmup_start_lr >= 0 else init_lr
+
+    def step(self, cur_epoch: int, cur_step: int = 0) -> None:
+        """Set the rate of a step of an epoch, both counted from 0."""
+        if cur_epoch == 0:
+            warmup_lr_schedule(self.optimizer, cur_step, self.warmup_steps, self.warmup_start_lr, self.init_lr)
+        else:
+            self.after_warmup(cur_epoch)
+
+    def after_warmup(self, cur_epoch: int) -> None:
+        """Set the rate of an epoch after the first: `init_lr`."""
+        _set_rate(self.optimizer, self.init_lr)
+
+
+class LinearWarmupCosineLRScheduler(ConstantLRScheduler):
+    """Half a cosine from `init_lr` to `min_lr`."""
+
+    def after_warmup(self, cur_epoch: int) -> None:
+        """As `cosine_lr_schedule`."""
+        cosine_lr_schedule(self.optimizer, cur_epoch, self.max_epoch, self.init_lr, self.min_lr)
+
+
+class LinearWarmupStepLRScheduler(ConstantLRScheduler):
+    """`decay_rate` per epoch."""
+
+    def after_warmup(self, cur_epoch: int) -> None:
+        """As `step_lr_schedule`."""
+        step_lr_schedule(self.optimizer, cur_epoch, self.init_lr, self.min_lr, self.decay_rate)
+
+
+SCHEDULES = {"linear_warmup_cosine_lr": LinearWarmupCosineLRScheduler, "constant_lr": ConstantLRScheduler,
+             "linear_warmup_step_lr": LinearWarmupStepLRScheduler}
+"""the package's schedules, with LAVIS' constructor"""
