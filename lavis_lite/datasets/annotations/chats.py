@@ -375,5 +375,4 @@ def read_conversations(files: Sequence[Path], layout: ChatLayout, keep: Callable
         return made_rows(numbered_rows(files, form) if rows is None else rows, files, errors, lambda _, __, raw: (
             read_conversation(raw, layout) if keep is None or keep(raw) else None))
 
-    return cached_table(files, None if kept is None else f"conversations {kept} {form}", checked,
-                        which=" of this split" if keep else "")
+    return cached_table(files, None if kept is None else f"conversations {kept} {form}", checked, keep=keep)

@@ -18,7 +18,7 @@ import numpy as np
 from lavis_lite.datasets.annotations.chats import FLAGS
 from lavis_lite.datasets.annotations.kinds import describe, file_name, identifier, text
 from lavis_lite.datasets.annotations.layout import Layout
-from lavis_lite.datasets.annotations.readers import read_rows
+from lavis_lite.datasets.annotations.readers import of_split, read_rows
 from lavis_lite.datasets.annotations.rows import Row, RowErrors, RowTable, made_rows, numbered_rows
 from lavis_lite.datasets.annotations.text_files import read_members
 from lavis_lite.errors import DataError
@@ -149,7 +149,7 @@ def read_dialogues(paths: Sequence[Path], layout: Layout, training: bool, turn: 
     table.left_out = errors.left_out
     if not len(table):
         lacking = f"; rows that lack what `required` names: {errors.left_out}" if errors.left_out else ""
-        raise DataError(f"{', '.join(map(str, paths))}: no dialogues{lacking}.")
+        raise DataError(f"{', '.join(map(str, paths))}: no dialogues{of_split(layout.keep)}{lacking}.")
     return table
 
 

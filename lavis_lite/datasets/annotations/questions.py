@@ -15,7 +15,7 @@ from typing import Any
 
 from lavis_lite.datasets.annotations.kinds import file_name, identifier
 from lavis_lite.datasets.annotations.layout import EXTRAS, LABELS, Layout, answer_texts
-from lavis_lite.datasets.annotations.readers import COMPANIONS, read_folder, read_rows
+from lavis_lite.datasets.annotations.readers import COMPANIONS, of_split, read_folder, read_rows
 from lavis_lite.datasets.annotations.rows import NamedColumns, Row, RowErrors, RowTable, checked_row, no_row
 from lavis_lite.datasets.annotations.text_files import read_members
 from lavis_lite.errors import DataError, did_you_mean
@@ -64,7 +64,7 @@ def read_questions(paths: Sequence[Path], layout: Layout, answers_required: bool
     if not len(table):
         why = (f"all {table.left_out} rows are left out, because a column that `required` names is missing or empty in "
                f"them: {', '.join(map(repr, layout.required))}." if table.left_out else
-               "no rows" + (" of this split." if layout.keep else "."))
+               f"no rows{of_split(layout.keep)}.")
         raise DataError(f"{names}: {why}")
     join.warn_of_unused()
     return table

@@ -8,7 +8,7 @@ import itertools
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,17 @@ from lavis_lite.datasets.annotations.text_files import (
 )
 from lavis_lite.datasets.files import columnar
 from lavis_lite.datasets.files.locate import COLUMNAR, SPLITS, TEXT_FILES, is_columnar
-from lavis_lite.errors import DataError
+from lavis_lite.errors import DataError, counted, listed
 
-__all__ = ["KNOWN", "SUFFIXES", "BadRow", "Columns", "FileFormat", "NumberedRow", "check_suffix", "guess_columns",
-           "read_folder", "read_rows", "split_values"]
+__all__ = ["KNOWN", "SUFFIXES", "BadRow", "Columns", "FileFormat", "InSplit", "NumberedRow", "check_suffix",
+           "guess_columns", "of_split", "read_folder", "read_rows", "split_values"]
 
 SUFFIXES = (*TEXT_FILES, *COLUMNAR)
 LISTS = ("data", "annotations", "rows", "samples", "items", "examples", "entries", "instances", "records", "train",
          "val", "test")
 """members that hold the rows of a file that is an object, if it has only one list"""
+MOST_SEEN = 100
+"""values of a column that are counted"""
 COMPANIONS = ("info", "license", "licenses", "categories", "version", "meta", "metadata")
 """members beside the rows that say nothing about single rows"""
 _PANDAS = (" Convert it, for example with: python -c \"import pandas; pandas.{}(...).to_json('rows.jsonl', "
@@ -286,3 +288,33 @@ def split_values(path: Path, column: str, form: FileFormat = AUTO) -> tuple[dict
     if "train" not in found or (others and len(found) == 1):
         return {}, {}
     return {split: values[0] if len(values) == 1 else values for split, values in found.items()}, others
+
+
+class InSplit:
+    """Whether a row belongs to a split: by a column.
+
+    Args:
+        column: of the raw row.
+        values: of that column in the split's rows, as strings.
+        key: of the configuration that chooses the values, for `of_split`.
+    """
+
+    def __init__(self, column: str, values: Collection[str], key: str) -> None:
+        self.column, self.values, self.key = column, values, key
+        self.seen: Counter[str] = Counter()
+
+    def __call__(self, row: dict[str, Any]) -> bool:
+        """Whether the row belongs to it."""
+        value = str(row.get(self.column))
+        if value in self.seen or len(self.seen) < MOST_SEEN:
+            self.seen[value] += 1
+        return value in self.values
+
+
+def of_split(keep: Callable[[dict[str, Any]], bool] | None) -> str:
+    """The rest of "no rows", for a split that no row belongs to: which values its column has."""
+    if not isinstance(keep, InSplit):
+        return " of this split" if keep else ""
+    seen = listed([f"{value!r} ({counted(count, 'row')})" for value, count in keep.seen.most_common()])
+    wanted = " or ".join(map(repr, sorted(keep.values)))
+    return f" of this split, for which column {keep.column!r} must be {wanted}. It is {seen}: set {keep.key}"

@@ -27,7 +27,7 @@ from lavis_lite.datasets.annotations.kinds import (
     text,
     texts,
 )
-from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, read_rows
+from lavis_lite.datasets.annotations.readers import BadRow, FileFormat, of_split, read_rows
 from lavis_lite.datasets.annotations.tables import BLOCK, Block, MappedTable, Row, RowTable
 from lavis_lite.datasets.annotations.text_files import AUTO
 from lavis_lite.datasets.files.locate import file_state, is_columnar
@@ -128,7 +128,7 @@ def read_table(files: Sequence[Path], fields: Sequence[Field], explode: str | No
     def rows(errors: RowErrors) -> Iterator[tuple[int, int, Row] | Block]:
         return checked_blocks(numbered_rows(files, form), files, fields, errors, explode, keep)
 
-    return cached_table(files, made_from, rows, kinds, " of this split" if keep else "")
+    return cached_table(files, made_from, rows, kinds, keep)
 
 
 def numbered_rows(files: Sequence[Path], form: FileFormat = AUTO) -> Iterator[tuple[int, int, Any]]:
@@ -161,7 +161,7 @@ def made_rows(rows: Iterable[tuple[int, int, Any]], files: Sequence[Path], error
 
 def cached_table(files: Sequence[Path], made_from: str | None,
                  rows: Callable[[RowErrors], Iterable[tuple[int, int, Row] | Block]],
-                 kinds: Mapping[str, str] | None = None, which: str = "") -> RowTable:
+                 kinds: Mapping[str, str] | None = None, keep: Callable[[Row], bool] | None = None) -> RowTable:
     """The table of some files, from the cache if it was made before from the same files in the same way.
 
     Args:
@@ -169,7 +169,7 @@ def cached_table(files: Sequence[Path], made_from: str | None,
         made_from: identifies how the rows are made; None: the table is not cached.
         rows: makes the rows; adds what is wrong to the errors.
         kinds: see `RowTable`.
-        which: of the rows, for the message about an empty table.
+        keep: what chose the rows, for the message about an empty table.
 
     Raises:
         DataError: as `read_table`.
@@ -183,7 +183,7 @@ def cached_table(files: Sequence[Path], made_from: str | None,
         table = RowTable(rows(errors), files, kinds)
     errors.stop_if_any()
     if not len(table):
-        raise DataError(f"{', '.join(map(str, files))}: no rows{which}.")
+        raise DataError(f"{', '.join(map(str, files))}: no rows{of_split(keep)}.")
     return _put_in_cache(table, path, made_of)
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from lavis_lite.config.schema import DatasetConfig, FileConfig, ProcessorPair, Section
 from lavis_lite.datasets.annotations.kinds import file_name, identifier, one_spelling, text, texts
+from lavis_lite.datasets.annotations.readers import InSplit
 from lavis_lite.datasets.annotations.rows import Field, Row, RowTable, read_table, with_references
 from lavis_lite.datasets.annotations.text_files import FileFormat, Quoting
 from lavis_lite.datasets.base import BaseDataset, unchanged
@@ -215,7 +216,8 @@ class ImageTextBuilder(BaseDatasetBuilder):
         column, value = self.cfg.split_column, self.cfg.split_values.get(split, split)
         wanted = {str(one) for one in (value if isinstance(value, list) else [value])}
         if column is not None:
-            return None if ALL_ROWS in wanted else lambda row: str(row.get(column)) in wanted
+            key = f"datasets.{self.name}.split_values.{split}"
+            return None if ALL_ROWS in wanted else InSplit(column, wanted, key)
         if self.cfg.val_fraction and "val" not in self.cfg.build_info.annotations and split in ("train", "val"):
             return lambda row: self._is_val(row) == (split == "val")
         return None

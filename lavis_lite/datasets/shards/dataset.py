@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lavis_lite.config.schema import FileConfig
+from lavis_lite.datasets.annotations.readers import of_split
 from lavis_lite.datasets.annotations.rows import Field, RowErrors, checked
 from lavis_lite.datasets.annotations.tables import Row, RowTable
 from lavis_lite.datasets.files.locate import SPLITS, ShardNames, names_in, split_of
@@ -188,7 +189,7 @@ def open_shards(cfg: FileConfig, key: str, fields: Sequence[Field], explode: str
         table = RowTable(checked(table.items(), table.files, fields, errors, explode, keep), table.files)
         errors.stop_if_any()
     if not len(table):
-        raise DataError(f"{key}: the shards of {shards.location} hold no rows of this split.")
+        raise DataError(f"{key}: the shards of {shards.location} hold no rows{of_split(keep) or ' of this split'}.")
     return OpenedShards(table, ShardImages(index, shards, max_pixels), index.space)
 
 

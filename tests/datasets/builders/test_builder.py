@@ -222,7 +222,8 @@ def test_custom_split_column(custom_section):
     assert builder.build("train", training=True)[0]["text_input"] == "a"
     assert builder.build("val", training=False).image == ["1.png"]
     cfg.split_values = {"train": "nothing"}
-    with pytest.raises(DataError, match="no rows of this split"):
+    with pytest.raises(DataError, match=r"no rows of this split, for which column 'part' must be 'nothing'\. It is "
+                                        r"'train2017' \(1 row\), .*set datasets\.mine\.split_values\.train"):
         CustomBuilder("mine", cfg).build("train", training=True)
 
 
