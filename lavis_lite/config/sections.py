@@ -75,7 +75,7 @@ class RunConfig(Section):
     proportion to the sizes or their square roots, times datasets.<name>.sampling_factor. Absent: ratios if
     train_dataset_ratios is given, else together"""
     train_dataset_ratios: dict[str, float] | None = None
-    """probability weight of each training data set"""
+    """probability weight of each training data set; `sampling_factor` of a data set changes it by step"""
     shuffle_window: int | None = None
     """samples. If given, shards (blocks of 1,024 rows of other sets) are shuffled, then samples within windows of this
     size, so that reads stay in few shards. Absent: all samples are shuffled"""
