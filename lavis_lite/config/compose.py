@@ -56,6 +56,7 @@ class Composition:
     Attributes:
         tree: the merged layers, interpolations as written.
         provenance: dotted key -> name of the layer that set it.
+        order: names of all layers; later ones win.
         unset: dotted keys that a layer set to null over another layer's value.
         named: dotted keys of the defaults of its model type and data sets.
         errors: its errors, one sentence each.
@@ -64,7 +65,7 @@ class Composition:
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.tree, self.provenance = merge(layers)
-        self.unset = unset_keys(layers)
+        self.unset, self.order = unset_keys(layers), [layer.name for layer in layers]
         self.named: set[str] = set()
         self.errors: list[str] = []
         self.config = Config(ModelConfig(), PreprocessConfig(), {}, RunConfig())
@@ -134,6 +135,7 @@ def overlaid(composition: Composition, layer: Layer) -> Composition:
     """A composed run with one more layer on top. Errors that do not come from types are kept."""
     again = Composition([Layer("composed", composition.tree), layer])
     again.unset, again.named = again.unset | composition.unset, composition.named
+    again.order = [*composition.order, layer.name]
     again.provenance = {**composition.provenance, **{key: layer.name for key, _ in flatten(layer.content)}}
     _type_run(again)
     again.errors = [*composition.errors, *(error for error in again.errors if error not in composition.errors)]
@@ -182,7 +184,7 @@ def _hint_at_module(name: str, cfg_path: Path) -> str:
     """A hint at a folder above the YAML (such as a run's config.yaml) that has the module, or ""."""
     first = name.split(".")[0]
     for folder in cfg_path.absolute().parents:
-        if folder != Path.cwd() and ((folder / f"{first}.py").is_file() or (folder / first / "__init__.py").is_file()):
+        if folder != Path.cwd() and any(map(os.path.isfile, (folder / f"{first}.py", folder / first / "__init__.py"))):
             return f" {folder} has {first}: start the command there, or set PYTHONPATH={shlex.quote(str(folder))}."
     return ""
 
@@ -195,7 +197,7 @@ def _add_folders(folders: Sequence[str], cfg_path: Path) -> list[str]:
             registry.register_path("configs", folder)
         except RegistryError:
             name = Path(folder).name  # a project that was moved: its runs have the former path
-            moved = f" If {name} is it now, add --options configs=[{name}]." if Path(name).is_dir() else ""
+            moved = f" If {name} is it now, add --options configs=[{name}]." if os.path.isdir(name) else ""
             errors.append(f"{cfg_path}: configs: there is no folder {folder}. Relative paths start at the folder of "
                           f"the file.{moved}")
     return errors

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,12 +140,12 @@ def read_yaml(path: Path, wanted_by: str = "") -> dict[str, Any]:
 
 def _require_file(path: Path, wanted_by: str) -> None:
     """Raise a ConfigError with a hint if a path is a folder or missing."""
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, no error of a name that is too long
         inside = sorted(other.name for other in path.glob("*.yaml"))
         named = f" in it: {listed(inside)}" if inside else ""
         raise ConfigError(f"{path} is a folder{wanted_by}; give a YAML file{named}.")
-    if not path.is_file():
-        siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    if not os.path.isfile(path):
+        siblings = [other.name for other in path.parent.glob("*.yaml")] if os.path.isdir(path.parent) else []
         hint = f" In {path.parent}: {did_you_mean(path.name, siblings)}" if siblings else ""
         raise ConfigError(f"{path}: no such file{wanted_by}.{hint}")
 
@@ -192,9 +193,9 @@ def base_chain(path: Path) -> list[Layer]:
 def _base_file(folder: Path, base: str) -> Path:
     """The file that `base:` names: in the folder of its file, or a recipe of the package (`projects/...`)."""
     own = folder / base
-    if own.is_file():
+    if os.path.isfile(own):
         return own
-    return RECIPES / base if (RECIPES / base).is_file() else own
+    return RECIPES / base if os.path.isfile(RECIPES / base) else own
 
 
 def _beside(path: Path, folders: Any) -> Any:

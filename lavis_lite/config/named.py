@@ -39,12 +39,12 @@ def _yaml_files(kind: str) -> dict[str, Path]:
         ConfigError: a name is in two folders, or the variable names a folder that does not exist.
     """
     more = [Path(text).expanduser() for text in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if text]
-    if missing := [str(folder) for folder in more if not folder.is_dir()]:
+    if missing := [str(folder) for folder in more if not os.path.isdir(folder)]:
         raise ConfigError(f"environment: {FOLDERS_VARIABLE}: there is no folder {missing[0]}.")
     found: dict[str, Path] = {}
     for folder in dict.fromkeys(path.resolve() for path in (CONFIGS, *more, *registry.config_folders)):
         home = folder / kind
-        for name in sorted(os.listdir(home)) if home.is_dir() else ():  # much faster than Path.glob
+        for name in sorted(os.listdir(home)) if os.path.isdir(home) else ():  # much faster than Path.glob
             stem, kind_of_file = os.path.splitext(name)
             if kind_of_file != ".yaml":
                 continue

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lavis_lite.checkpoints.weights import read_by_others, required_weights
+from lavis_lite.checkpoints.weights import checkpoints_of, read_by_others, required_weights
 from lavis_lite.config.compose import Composition
 from lavis_lite.config.mixing import check_ratios, draws_by_set, factor_error, idle_factors, mixing_ratios
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
@@ -43,12 +43,33 @@ def check(composition: Composition) -> list[str]:
         _check_compile(config.run, report)
     for key, message in config.model.errors(config.run) if config.model_is_known else ():
         report(f"model.{key}", message)
+    _check_start(composition, report)
     _check_packages(config.run, report)
     check_datasets(config, report)
     if not any(text.startswith("run.output_dir") for text in errors):
         _check_output(config.run, report)
     config.notes += [note for note in _notes(config) if note not in config.notes]
     return [mask(text) for text in [*errors, *_launcher_errors()]]
+
+
+def _check_start(composition: Composition, report: Report) -> None:
+    """Refuse a checkpoint that is named above the switch that leaves it unread: the run would start from other weights.
+
+    Checkpoints named below their switch are left out on purpose, as a recipe leaves out that of its model type.
+    """
+    model = composition.config.model
+    read = dict(checkpoints_of(model))
+
+    def height(key: str) -> int:
+        name = composition.provenance.get(f"model.{key}")
+        return composition.order.index(name) if name in composition.order else -1
+
+    for key in ("pretrained", "finetuned"):
+        switch = "load_finetuned" if "finetuned" in read else f"load_{key}"
+        if model.get(key) and key not in read and height(key) > height(switch):
+            remedy = f"model.load_{key}=true" + (" model.load_finetuned=false" if "finetuned" in read else "")
+            report(f"model.{key}", f"would not be read, since model.{switch} is {str(model.get(switch)).lower()} "
+                   f"({composition.where(f'model.{switch}')}). Add {remedy}, or leave it out.")
 
 
 def _check_packages(run: RunConfig, report: Report) -> None:

@@ -32,6 +32,12 @@ def test_missing_base_names_who_wanted_it_and_the_nearest_file(tmp_path):
         base_chain(tmp_path / "x.yaml")
 
 
+def test_a_base_of_too_long_a_name_is_no_file(tmp_path):
+    write(tmp_path / "x.yaml", f"base: {'a/' * 3000}")
+    with pytest.raises(ConfigError, match="no such file"):
+        base_chain(tmp_path / "x.yaml")
+
+
 def test_a_recipe_outside_the_checkout_may_build_on_one_of_the_checkout(tmp_path):
     write(tmp_path / "x.yaml", "base: projects/blip2/stage1.yaml")
     assert base_chain(tmp_path / "x.yaml")[0].content["model"]["arch"] == "blip2"

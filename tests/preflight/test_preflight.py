@@ -41,6 +41,9 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     (STAGE1, ["model.qformer_heads=7"], "model.qformer_hidden_size: 128 is not a multiple of qformer_heads: 7"),
     (STAGE1, ["model.num_query_token=0"], "model.num_query_token: must be at least 1"),
     (STAGE1, ["model.qformer_dropout=1"], "model.qformer_dropout: must be at least 0 and below 1"),
+    (STAGE1, ["model.pretrained=my.pth"], "model.pretrained: would not be read, since model.load_pretrained is false"),
+    (STAGE2, ["model.finetuned=my.pth"], "Add model.load_finetuned=true, or leave it out"),
+    (STAGE1, [f"model.arch={'x' * 300}"], "model.arch: unknown model 'xxxx"),
     (STAGE1, ["model.max_txt_len=65"], "model.max_txt_len: 65 tokens are more than the 64 positions"),
     (STAGE1, ["model.itg_weight=-1"], "model.itg_weight: must not be negative"),
     (STAGE2, ["model.llm_family=vicunia"], "model.llm_family: unknown 'vicunia': did you mean 'vicuna'"),
@@ -73,6 +76,12 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_would_stop_the_building_is_known_before(recipe: str, options: list[str], words: str) -> None:
     errors = check(compose(recipe, options))
     assert any(words in error for error in errors), errors
+
+
+@pytest.mark.parametrize("options", [["model.pretrained=a", "model.finetuned=b", "model.load_finetuned=true"],
+                                     ["model.pretrained=a", "model.load_pretrained=false"]])
+def test_a_checkpoint_that_is_left_out_on_purpose_is_no_error(options: list[str]) -> None:
+    assert check(compose(STAGE1, options)) == []
 
 
 def test_a_machine_without_a_compiler_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
