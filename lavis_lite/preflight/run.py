@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lavis_lite.checkpoints.weights import checkpoints_of, read_by_others, required_weights
-from lavis_lite.config.compose import Composition
+from lavis_lite.config.compose import SCHEMA_LAYER, Composition
 from lavis_lite.config.mixing import check_ratios, draws_by_set, factor_error, idle_factors, mixing_ratios
 from lavis_lite.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_lite.config.typed import check_arguments, check_hooks, check_optimizer, run_errors
@@ -20,6 +21,11 @@ from lavis_lite.process.launch import launch_from_environment
 from lavis_lite.redaction import mask
 from lavis_lite.registry import registry
 
+IDLE_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "lr_decay_rate": ("lr_sched", ("linear_warmup_cosine_lr", "constant_lr")), "min_lr": ("lr_sched", ("constant_lr",)),
+    "warmup_lr": ("warmup_steps", (0,)), "length_penalty": ("num_beams", (1,)),
+    "top_p": ("use_nucleus_sampling", (False,)), "temperature": ("use_nucleus_sampling", (False,))}
+"""setting of the run section -> the setting that decides whether it counts, and values with which it does not"""
 Report = Callable[[str, str], None]
 """takes (dotted key, sentence)"""
 
@@ -48,7 +54,8 @@ def check(composition: Composition) -> list[str]:
     check_datasets(config, report)
     if not any(text.startswith("run.output_dir") for text in errors):
         _check_output(config.run, report)
-    config.notes += [note for note in _notes(config) if note not in config.notes]
+    notes = [*_notes(config), *_idle_settings(composition)]
+    config.notes += [note for note in notes if note not in config.notes]
     return [mask(text) for text in [*errors, *_launcher_errors()]]
 
 
@@ -59,17 +66,28 @@ def _check_start(composition: Composition, report: Report) -> None:
     """
     model = composition.config.model
     read = dict(checkpoints_of(model))
-
-    def height(key: str) -> int:
-        name = composition.provenance.get(f"model.{key}")
-        return composition.order.index(name) if name in composition.order else -1
-
     for key in ("pretrained", "finetuned"):
         switch = "load_finetuned" if "finetuned" in read else f"load_{key}"
-        if model.get(key) and key not in read and height(key) > height(switch):
+        if model.get(key) and key not in read and _is_above(composition, f"model.{key}", f"model.{switch}"):
             remedy = f"model.load_{key}=true" + (" model.load_finetuned=false" if "finetuned" in read else "")
             report(f"model.{key}", f"would not be read, since model.{switch} is {str(model.get(switch)).lower()} "
                    f"({composition.where(f'model.{switch}')}). Add {remedy}, or leave it out.")
+
+
+def _is_above(composition: Composition, key: str, switch: str) -> bool:
+    """Whether a key was set by a later layer than the switch it depends on."""
+    order = [SCHEMA_LAYER, *composition.order]
+    layers = (composition.provenance.get(name, SCHEMA_LAYER) for name in (key, switch))
+    return operator.gt(*(order.index(layer) if layer in order else 0 for layer in layers))
+
+
+def _idle_settings(composition: Composition) -> list[str]:
+    """A note on each setting that does nothing with the value of another one, which was set before it."""
+    run = composition.config.run
+    return [f"run.{key} has no effect, since run.{switch} is {str(getattr(run, switch)).lower()}."
+            for key, (switch, values) in IDLE_WITH.items()
+            if hasattr(run, key) and hasattr(run, switch) and getattr(run, switch) in values
+            and getattr(run, key) is not None and _is_above(composition, f"run.{key}", f"run.{switch}")]
 
 
 def _check_packages(run: RunConfig, report: Report) -> None:

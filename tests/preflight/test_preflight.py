@@ -84,6 +84,16 @@ def test_a_checkpoint_that_is_left_out_on_purpose_is_no_error(options: list[str]
     assert check(compose(STAGE1, options)) == []
 
 
+@pytest.mark.parametrize(("option", "note"), [
+    ("run.temperature=0.5", "run.temperature has no effect, since run.use_nucleus_sampling is false."),
+    ("run.lr_decay_rate=0.9", "run.lr_decay_rate has no effect, since run.lr_sched is linear_warmup_cosine_lr."),
+    ("run.num_beams=2", "")])
+def test_a_setting_without_effect_is_a_note(option: str, note: str) -> None:
+    composition = compose(STAGE2, [option])
+    assert not check(composition)
+    assert [line for line in composition.config.notes if "no effect" in line] == [note] * bool(note)
+
+
 def test_a_machine_without_a_compiler_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "why_not", lambda device: f"no compiler for {device}.")
     options = ["run.compile=blocks", "run.device=cuda"]
