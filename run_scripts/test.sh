@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need, then runs ruff, mypy and all tests; with arguments, only pytest with these arguments.
-# Cost: the installation once (see setup_env.sh), then about 8 minutes on 2 CPU cores, offline.
+# Cost: the installation once (see setup_env.sh), then about 4 minutes on 2 recent CPU cores, offline.
 #
 #   bash run_scripts/test.sh [arguments of pytest, e.g. -k registry]
 set -uo pipefail
