@@ -36,7 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "OPT, full, checkpointed": ("stage2_opt", {"llm_train": "full", "llm_grad_checkpoint": True}),
     "T5, full": ("stage2_t5", {"llm_train": "full"}),
 }
-EVERY_KIND = ("stage 1", "OPT, checkpointed", "OPT, LoRA", "T5, full")
+EVERY_KIND = ("stage 1", "stage 1, encoder trained", "OPT, checkpointed", "OPT, LoRA", "T5, full")
 """frozen, trained, with adapters and checkpointed; the others with --long"""
 
 
