@@ -86,8 +86,8 @@ def _idle_settings(composition: Composition) -> list[str]:
     run = composition.config.run
     return [f"run.{key} has no effect, since run.{switch} is {str(getattr(run, switch)).lower()}."
             for key, (switch, values) in IDLE_WITH.items()
-            if hasattr(run, key) and hasattr(run, switch) and getattr(run, switch) in values
-            and getattr(run, key) is not None and _is_above(composition, f"run.{key}", f"run.{switch}")]
+            if getattr(run, switch, None) in values and getattr(run, key, None) is not None
+            and _is_above(composition, f"run.{key}", f"run.{switch}")]
 
 
 def _check_packages(run: RunConfig, report: Report) -> None:
