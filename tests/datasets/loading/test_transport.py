@@ -55,6 +55,7 @@ def test_batches_of_workers_equal_those_of_the_process() -> None:
 
 def test_slots_are_forgotten_with_their_loader() -> None:
     loader = Loader(Rows(8), 1, "fork", batch_size=2, collate_fn=collate)
+    gc.collect()  # loaders of other tests
     before = len(transport._KNOWN)
     held = [batch["image"] for batch in loader]
     assert 0 < len(transport._KNOWN) - before <= 4
