@@ -74,9 +74,10 @@ def accumulation_for_global_batch(checkpoint: Path, run: RunConfig, ranks: int) 
 
 
 def remove_leftovers(output_dir: Path) -> None:
-    """Remove incomplete checkpoints and locks of killed runs under `output_dir`; running ones are not touched."""
+    """Remove what killed runs under `output_dir` left half-written, and their locks; running ones are not touched."""
     for run_dir in sorted(Path(output_dir).iterdir()) if Path(output_dir).is_dir() else []:
         left = [path for pattern in _LEFTOVERS for path in (run_dir / "checkpoints").glob(pattern)]
+        left += (run_dir / "results").glob(".tmp-*")
         if not (left or (run_dir / HOLDER).exists()) or not (run_dir / CONFIG).is_file() or is_busy(run_dir):
             continue
         lock = RunLock(run_dir)

@@ -162,10 +162,13 @@ def test_strays_of_killed_runs_are_removed_and_nothing_else(out: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
     other_file = out / "one/checkpoints/.tmp-notes"
     other_file.write_text("not ours")
+    scores = out / "one/results/.tmp-test_step6.json-123"
+    scores.parent.mkdir(exist_ok=True)
+    scores.write_text("{")
     other = holder(out / "two")
     try:
         run_folder.remove_leftovers(out)
-        assert not stray.exists() and busy.exists() and foreign.exists() and other_file.exists()
+        assert not stray.exists() and not scores.exists() and busy.exists() and foreign.exists() and other_file.exists()
     finally:
         other.kill()
         other.join()
